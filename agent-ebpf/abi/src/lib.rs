@@ -1,0 +1,10 @@
+//! What the kernel half and the user half share, and nothing else: memory layouts, names, limits, the
+//! histogram's bucket index and the matching rules. Everything here is plain data and pure logic, so it is
+//! tested on the host and runs unchanged in the kernel.
+#![no_std]
+#![expect(unsafe_code, reason = "`aya::Pod` is an unsafe trait; nothing else here is unsafe")]
+
+pub mod bucket;
+pub mod layout;
+pub mod names;
+pub mod pending;

@@ -1,0 +1,2 @@
+//! The probes.
+fn main() {}

@@ -1,0 +1,9 @@
+//! `smp-agent`: what a service mesh costs, measured in the kernel.
+//!
+//! One module per step of the line that a measurement travels:
+//! [`probe`] -> [`histogram`] -> [`window`] -> document -> files, table, exposition.
+
+pub mod histogram;
+pub mod hop;
+pub mod probe;
+pub mod window;

@@ -1,0 +1,2 @@
+//! Every developer verb, one file each.
+fn main() {}
