@@ -3,6 +3,8 @@
 //! One module per step of the line that a measurement travels:
 //! [`probe`] -> [`histogram`] -> [`window`] -> document -> files, table, exposition.
 
+pub mod discover;
+pub mod drain;
 pub mod histogram;
 pub mod hop;
 pub mod probe;

@@ -1,1 +1,203 @@
-//! x
+//! Layouts of what both halves read: map values and events. Fixed-width integers only, no implicit padding.
+
+use crate::bucket::BUCKETS;
+
+/// Latency series of one proxy: two directions by four segments, in the order of [`series`].
+pub const SERIES_PER_PROXY: usize = 8;
+
+/// Which way a message crosses the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Direction {
+    /// In on an accepted connection, out on an opened one.
+    Request = 0,
+    /// In on an opened connection, out on an accepted one.
+    Response = 1,
+}
+
+/// Which part of the crossing, in the order of a proxy's series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Segment {
+    /// departure - arrival.
+    Hop = 0,
+    /// read - arrival.
+    Queue = 1,
+    /// write - read.
+    Proxy = 2,
+    /// departure - write.
+    Egress = 3,
+}
+
+/// Place of a series in the `SERIES` map.
+#[inline(always)]
+pub const fn series(proxy_slot: u32, direction: Direction, segment: Segment) -> u32 {
+    proxy_slot * SERIES_PER_PROXY as u32 + direction as u32 * 4 + segment as u32
+}
+
+/// One latency distribution: counts that only grow, and what is kept exactly beside them.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Series {
+    /// Sum of all values, ns.
+    pub sum_ns: u64,
+    /// Largest value, ns, before clamping.
+    pub max_ns: u64,
+    /// Bitwise complement of the smallest value, ns, so that zero means "no value yet".
+    pub min_inverted_ns: u64,
+    /// Values above [`HIGHEST_NS`](crate::bucket::HIGHEST_NS), which sit in the last bucket.
+    pub clamped: u64,
+    /// One count per bucket.
+    pub counts: [u64; BUCKETS],
+}
+
+/// Why a message was lost, in the order of [`Tally::lost`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Loss {
+    /// Its arrival was not seen: the connection was there before the agent, or a probe run was skipped.
+    NoArrival = 0,
+    /// It was written, and its socket went on or closed before its first segment was seen leaving.
+    NoDeparture = 1,
+    /// The thread's pending set was full.
+    PendingFull = 2,
+    /// There was no room to follow one more proxy thread.
+    ThreadsFull = 3,
+    /// The kernel refused storage for the socket's state.
+    SocketState = 4,
+    /// Too many dead entries stood before the oldest live one.
+    SearchLimit = 5,
+}
+
+/// How many reasons [`Loss`] has.
+pub const LOSSES: usize = 6;
+
+/// Names of the reasons in every output, in the order of [`Loss`].
+pub const LOSS_NAMES: [&str; LOSSES] =
+    ["no_arrival", "no_departure", "pending_full", "threads_full", "socket_state", "search_limit"];
+
+/// Counters of one proxy on one CPU. All only grow but `pending` and `departing`, whose sum over the CPUs is
+/// how many there are (a single CPU's share may wrap below zero).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tally {
+    /// Messages that arrived, and messages that left without a cause.
+    pub seen: u64,
+    /// Crossings recorded that had one possible cause.
+    pub exact: u64,
+    /// Crossings recorded that had several possible causes.
+    pub ambiguous: u64,
+    /// Messages without a counterpart.
+    pub unmatched: u64,
+    /// Messages the proxy answered itself. They were counted in `seen` when they arrived.
+    pub local: u64,
+    /// Messages read and not yet written on.
+    pub pending: u64,
+    /// Messages written on whose first segment has not left yet.
+    pub departing: u64,
+    /// Always zero.
+    pub reserved: u64,
+    /// Messages lost, by [`Loss`].
+    pub lost: [u64; LOSSES],
+}
+
+/// What happened to a process, from kernel to user space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ProcessEvent {
+    /// One of the `PROCESS_*` constants.
+    pub kind: u32,
+    /// Process it happened to.
+    pub tgid: u32,
+}
+
+/// A process runs a new program.
+pub const PROCESS_EXEC: u32 = 1;
+/// A tracked process made a child, which is tracked from its first instruction; `tgid` is the child.
+pub const PROCESS_FORK: u32 = 2;
+/// A tracked process ended.
+pub const PROCESS_EXIT: u32 = 3;
+
+/// The role is not known yet.
+pub const ROLE_UNKNOWN: u32 = 0;
+/// The proxy accepted the connection: downstream.
+pub const ROLE_ACCEPTED: u32 = 1;
+/// The proxy opened the connection: upstream.
+pub const ROLE_OPENED: u32 = 2;
+
+/// Neither a read nor a write was seen on the socket yet.
+pub const TURN_NONE: u32 = 0;
+/// The last message-carrying call on the socket was a read.
+pub const TURN_READING: u32 = 1;
+/// The last message-carrying call on the socket was a write.
+pub const TURN_WRITING: u32 = 2;
+
+/// No crossing awaits its departure on the socket.
+pub const CLASS_NONE: u32 = 0;
+/// The crossing had one possible cause.
+pub const CLASS_EXACT: u32 = 1;
+/// The crossing had several possible causes.
+pub const CLASS_AMBIGUOUS: u32 = 2;
+
+/// State of one proxy socket, in the kernel only. All zero is a valid start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Socket {
+    /// When the oldest unread bytes became ready; 0 when there are none or it was not seen.
+    pub arrival_ns: u64,
+    /// When bytes last became ready.
+    pub ready_ns: u64,
+    /// The crossing that awaits its departure: when its message arrived (0: not seen).
+    pub departing_arrival_ns: u64,
+    /// ... when the proxy read it.
+    pub departing_read_ns: u64,
+    /// ... when the proxy wrote it here.
+    pub departing_write_ns: u64,
+    /// Fallback write hook only: when the first data segment since the last read left.
+    pub first_departure_ns: u64,
+    /// Tag of this socket's message in the pending set; 0 when there is none.
+    pub pending_tag: u64,
+    /// Which thread's pending set that is.
+    pub pending_thread: u32,
+    /// The crossing that awaits its departure: `CLASS_*`.
+    pub departing_class: u32,
+    /// ... sequence number of its first byte.
+    pub departing_seq: u32,
+    /// `ROLE_*`.
+    pub role: u32,
+    /// `TURN_*`.
+    pub turn: u32,
+    /// Slot of the proxy.
+    pub proxy_slot: u32,
+    /// Process that last used the socket; 0 before the first use.
+    pub tgid: u32,
+    /// Thread that last used the socket.
+    pub tid: u32,
+    /// Place of that thread's pending sets; meaningful when `tid` is set.
+    pub thread: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<Series>() == 32 + 8 * BUCKETS);
+    assert!(offset_of!(Series, counts) == 32);
+    assert!(size_of::<Tally>() == 64 + 8 * LOSSES);
+    assert!(offset_of!(Tally, lost) == 64);
+    assert!(size_of::<ProcessEvent>() == 8);
+    assert!(offset_of!(ProcessEvent, tgid) == 4);
+    assert!(size_of::<Socket>() == 7 * 8 + 10 * 4);
+    assert!(offset_of!(Socket, pending_thread) == 56);
+};
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "`aya::Pod` is an unsafe trait")]
+mod pod {
+    // SAFETY: fixed-width integers and arrays of them, `repr(C)`, no padding (asserted above).
+    unsafe impl aya::Pod for super::Series {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Tally {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ProcessEvent {}
+}

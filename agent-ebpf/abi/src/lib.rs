@@ -2,7 +2,6 @@
 //! histogram's bucket index and the matching rules. Everything here is plain data and pure logic, so it is
 //! tested on the host and runs unchanged in the kernel.
 #![no_std]
-#![expect(unsafe_code, reason = "`aya::Pod` is an unsafe trait; nothing else here is unsafe")]
 
 pub mod bucket;
 pub mod layout;

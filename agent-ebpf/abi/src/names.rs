@@ -1,1 +1,24 @@
-//! x
+//! Names of maps and globals as they stand in the object file. Programs are named by their functions.
+
+/// `Array<Series>`: [`series`](crate::layout::series).
+pub const SERIES: &str = "SERIES";
+/// `PerCpuArray<Tally>` by proxy slot.
+pub const TALLIES: &str = "TALLIES";
+/// `HashMap<u32 tgid, u32 slot>`: the processes that are proxies.
+pub const PROXIES: &str = "PROXIES";
+/// `HashMap<u64, u32 slot>`: where proxies listen; the key is [`listener_key`].
+pub const LISTENERS: &str = "LISTENERS";
+/// `HashMap<u32 tid, u32 place>`: proxy threads that have pending sets.
+pub const THREADS: &str = "THREADS";
+/// `Array<Thread>`: the pending sets.
+pub const PENDING: &str = "PENDING";
+/// `Stack<u32>`: places in `PENDING` that are free.
+pub const FREE_PLACES: &str = "FREE_PLACES";
+/// `RingBuf` of [`ProcessEvent`](crate::layout::ProcessEvent).
+pub const EVENTS: &str = "EVENTS";
+
+/// Key of `LISTENERS`: a port in a network namespace (inode number as in `/proc/PID/ns/net`).
+#[inline(always)]
+pub const fn listener_key(netns_inode: u32, port: u16) -> u64 {
+    (netns_inode as u64) << 16 | port as u64
+}

@@ -1,0 +1,100 @@
+//! All maps. The sizes here are the least; user space sets the real ones at load.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
+use smp_agent_abi::layout::{LOSSES, Loss, Series, Socket, Tally};
+use smp_agent_abi::pending;
+
+use crate::word::Atomic;
+
+/// The pending sets of one thread, as they lie in `PENDING`.
+pub type Thread = pending::Thread<Atomic>;
+
+/// State of each proxy socket; it goes when the socket goes.
+#[btf_map]
+pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
+#[map]
+pub static SERIES: Array<Series> = Array::with_max_entries(8, 0);
+#[map]
+pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static PROXIES: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static LISTENERS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static THREADS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static PENDING: Array<Thread> = Array::with_max_entries(1, 0);
+#[map]
+pub static FREE_PLACES: Stack<u32> = Stack::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+/// `BPF_SK_STORAGE_GET_F_CREATE` of the kernel's uapi/linux/bpf.h.
+const CREATE: u64 = 1;
+
+/// The state of a socket, if it has one.
+#[inline(always)]
+pub fn socket_state<'a>(sk: *const c_void) -> Option<&'a mut Socket> {
+    storage(sk, ptr::null_mut(), 0)
+}
+
+/// The state of a socket that gets `initial` if it has none. `None` if the kernel has no memory for it.
+#[inline(always)]
+pub fn socket_state_or<'a>(sk: *const c_void, initial: &mut Socket) -> Option<&'a mut Socket> {
+    storage(sk, ptr::from_mut(initial).cast(), CREATE)
+}
+
+#[inline(always)]
+fn storage<'a>(sk: *const c_void, initial: *mut c_void, flags: u64) -> Option<&'a mut Socket> {
+    let map = ptr::addr_of!(SOCKETS).cast_mut().cast();
+    // SAFETY: `sk` is a socket as the verifier knows it; it refuses the program otherwise.
+    let state = unsafe { bpf_sk_storage_get(map, sk.cast_mut().cast(), initial, flags) };
+    // SAFETY: null, or a value of the map's type. Programs on other CPUs may change it at the same time; all
+    // of its fields are words of which any value is valid.
+    unsafe { state.cast::<Socket>().as_mut() }
+}
+
+/// This CPU's counters of a proxy.
+pub struct Counters(*mut Tally);
+
+impl Counters {
+    /// Those of the proxy in `slot`.
+    #[inline(always)]
+    pub fn of(slot: u32) -> Option<Self> {
+        TALLIES.get_ptr_mut(slot).map(Self)
+    }
+
+    /// Adds to one of them. An interrupt may count between load and store, so the add is atomic.
+    #[inline(always)]
+    pub fn add(&self, counter: fn(*mut Tally) -> *mut u64, amount: u64) {
+        use smp_agent_abi::pending::Word as _;
+        Atomic::at(counter(self.0)).add(amount);
+    }
+
+    /// One message lost.
+    #[inline(always)]
+    pub fn lose(&self, loss: Loss) {
+        use smp_agent_abi::pending::Word as _;
+        const { assert!(LOSSES == 6) };
+        // SAFETY: `loss` is below LOSSES.
+        Atomic::at(unsafe { (&raw mut (*self.0).lost).cast::<u64>().add(loss as usize) }).add(1);
+    }
+}
+
+/// Names a counter of [`Tally`] for [`Counters::add`].
+macro_rules! counter {
+    ($name:ident) => {
+        // SAFETY: a field of a map value.
+        |tally| unsafe { &raw mut (*tally).$name }
+    };
+}
+pub(crate) use counter;
+
+/// `u64::MAX`: adding it takes one away.
+pub const LESS_ONE: u64 = u64::MAX;

@@ -1,0 +1,73 @@
+//! Offsets of the kernel's fields, set at load from the running kernel's BTF.
+//!
+//! They sit in `.rodata`, which is frozen before the programs are verified, so the verifier sees constants and
+//! checks each access against the kernel's own types.
+
+use core::ffi::c_void;
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        pub static $name: Global<u64> = Global::new(0);
+    )*};
+}
+
+offsets! {
+    /// `sock.__sk_common.skc_num`: local port, host order, u16.
+    SOCK_NUM;
+    /// `sock.__sk_common.skc_net.net`: pointer to the network namespace.
+    SOCK_NET;
+    /// `net.ns.inum`: inode number of the namespace, u32.
+    NET_INUM;
+    /// `tcp_sock.copied_seq`: first byte not read by user space, u32.
+    TCP_COPIED_SEQ;
+    /// `tcp_sock.rcv_nxt`: first byte not received, u32.
+    TCP_RCV_NXT;
+    /// `tcp_sock.write_seq`: first byte not written by user space, u32.
+    TCP_WRITE_SEQ;
+    /// `sk_buff.sk`: pointer to the socket.
+    SKB_SK;
+    /// `sk_buff.len`: bytes in all, u32.
+    SKB_LEN;
+    /// `sk_buff.data_len`: bytes outside the linear part, u32.
+    SKB_DATA_LEN;
+    /// `sk_buff.head`: pointer to the buffer.
+    SKB_HEAD;
+    /// `sk_buff.data`: pointer to the first byte.
+    SKB_DATA;
+    /// `sk_buff.transport_header`: offset from `head`, u16.
+    SKB_TRANSPORT_HEADER;
+    /// `task_struct.pid`: thread id, u32.
+    TASK_PID;
+    /// `task_struct.tgid`: process id, u32.
+    TASK_TGID;
+}
+
+/// Not 0 where the write hook runs after the send: then the departure comes before the write.
+#[unsafe(no_mangle)]
+pub static WRITE_AFTER_DEPARTURE: Global<u64> = Global::new(0);
+
+/// A field of a pointer whose type the verifier knows.
+///
+/// # Safety
+/// `base` is a program argument or came from one by `field`; `offset` is that of a `T` in its type.
+#[inline(always)]
+pub unsafe fn field<T: Copy>(base: *const c_void, offset: &Global<u64>) -> T {
+    // SAFETY: the verifier checks offset and size, and a bad address reads as zero.
+    unsafe { base.cast::<u8>().add(offset.load() as usize).cast::<T>().read_volatile() }
+}
+
+/// A field of a pointer whose type the verifier does not know. Zero if the address is bad.
+///
+/// # Safety
+/// None is needed beyond a meaningful answer: the helper checks the address.
+#[inline(always)]
+pub unsafe fn probe_field<T: Copy + Default>(base: *const c_void, offset: &Global<u64>) -> T {
+    let address = base.cast::<u8>().wrapping_add(offset.load() as usize).cast::<T>();
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address) }.unwrap_or_default()
+}

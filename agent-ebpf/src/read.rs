@@ -1,0 +1,72 @@
+//! `read`: the proxy's receive call returns the bytes of a message.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use smp_agent_abi::layout::{CLASS_NONE, Loss, Socket, TURN_READING};
+
+use crate::maps::{LESS_ONE, counter};
+use crate::offsets::{TCP_COPIED_SEQ, TCP_RCV_NXT, field};
+use crate::socket::{in_use, tcp};
+use crate::thread;
+
+/// `sock_recv_length(sk, ret, flags)`: a receive call returns; `ret` is 0 when it only peeked.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn read(ctx: BtfTracePointContext) -> i32 {
+    if ctx.arg::<i32>(1) > 0 {
+        on_read(ctx.arg(0));
+    }
+    0
+}
+
+#[inline(always)]
+fn on_read(sk: *const c_void) -> Option<()> {
+    let used = in_use(sk)?;
+    // SAFETY: no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let arrival_ns = take_arrival(tcp(sk)?, used.socket);
+    // Only the first read after a write starts a message: the rest are its continuation.
+    if used.socket.turn == TURN_READING {
+        return None;
+    }
+    used.socket.turn = TURN_READING;
+    used.socket.first_departure_ns = 0;
+    used.counters.add(counter!(seen), 1);
+    if used.socket.departing_class != CLASS_NONE {
+        // An answer to what was never seen to leave.
+        used.socket.departing_class = CLASS_NONE;
+        used.counters.add(counter!(departing), LESS_ONE);
+        used.counters.lose(Loss::NoDeparture);
+    }
+    let inbound = used.inbound();
+    let Some(place) = thread::place(used.socket, used.tid) else {
+        used.counters.lose(Loss::ThreadsFull);
+        return None;
+    };
+    match thread::at(place)?.pending[inbound as usize].push(arrival_ns, now_ns) {
+        Some(tag) => {
+            used.socket.pending_tag = tag;
+            used.socket.pending_thread = place;
+            used.counters.add(counter!(pending), 1);
+        }
+        None => used.counters.lose(Loss::PendingFull),
+    }
+    Some(())
+}
+
+/// When the bytes just read arrived; what is left unread keeps a stamp of its own.
+#[inline(always)]
+fn take_arrival(tcp: *const c_void, socket: &mut Socket) -> u64 {
+    let arrival_ns = socket.arrival_ns;
+    // Cleared before the look at the receive queue: bytes that come after that look then leave their stamp.
+    // SAFETY: a field of a map value; volatile keeps the order.
+    unsafe { (&raw mut socket.arrival_ns).write_volatile(0) };
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let (copied, received) = unsafe { (field::<u32>(tcp, &TCP_COPIED_SEQ), field::<u32>(tcp, &TCP_RCV_NXT)) };
+    if copied != received && socket.arrival_ns == 0 {
+        socket.arrival_ns = socket.ready_ns;
+    }
+    arrival_ns
+}

@@ -1,0 +1,98 @@
+//! Which sockets are followed, and on which side of the proxy they are.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_skc_to_tcp_sock;
+use smp_agent_abi::layout::{Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, ROLE_UNKNOWN, Socket, TURN_NONE};
+use smp_agent_abi::names::listener_key;
+
+use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or};
+use crate::offsets::{NET_INUM, SOCK_NET, SOCK_NUM, probe_field};
+
+/// A socket in the hands of its proxy's thread.
+pub struct Used<'a> {
+    pub socket: &'a mut Socket,
+    pub counters: Counters,
+    pub tid: u32,
+}
+
+/// The state of `sk` if the current thread is a proxy's, taken up now if it was not followed yet.
+#[inline(always)]
+pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    let socket = match socket_state(sk) {
+        Some(socket) if socket.tgid == tgid => socket,
+        other => {
+            // SAFETY: the value is copied at once.
+            let slot = *unsafe { PROXIES.get(&tgid) }?;
+            let socket = match other {
+                Some(socket) => socket,
+                None => take_up(sk, slot, ROLE_UNKNOWN)?,
+            };
+            socket.tgid = tgid;
+            socket.proxy_slot = slot;
+            socket.tid = 0;
+            socket
+        }
+    };
+    let counters = Counters::of(socket.proxy_slot)?;
+    Some(Used { socket, counters, tid })
+}
+
+/// Starts to follow `sk`, a socket of the proxy in `slot`.
+#[inline(always)]
+pub fn take_up<'a>(sk: *const c_void, slot: u32, role: u32) -> Option<&'a mut Socket> {
+    tcp(sk)?;
+    let role = match role {
+        ROLE_UNKNOWN if listener(sk).is_some() => ROLE_ACCEPTED,
+        ROLE_UNKNOWN => ROLE_OPENED,
+        known => known,
+    };
+    let mut initial = Socket { proxy_slot: slot, role, turn: TURN_NONE, ..Socket::default() };
+    let taken = socket_state_or(sk, &mut initial);
+    if taken.is_none() {
+        Counters::of(slot)?.lose(Loss::SocketState);
+    }
+    taken
+}
+
+/// The proxy that listens where `sk` is bound.
+#[inline(always)]
+pub fn listener(sk: *const c_void) -> Option<u32> {
+    // SAFETY: the value is copied at once.
+    unsafe { LISTENERS.get(&local_end(sk)) }.copied()
+}
+
+/// Network namespace and local port of `sk`.
+#[inline(always)]
+pub fn local_end(sk: *const c_void) -> u64 {
+    // SAFETY: offsets of these very fields.
+    let (port, net) = unsafe { (probe_field::<u16>(sk, &SOCK_NUM), probe_field::<usize>(sk, &SOCK_NET)) };
+    // SAFETY: as above.
+    let inode = unsafe { probe_field::<u32>(net as *const c_void, &NET_INUM) };
+    listener_key(inode, port)
+}
+
+/// `sk` as a TCP socket, or `None` if it is none.
+#[inline(always)]
+pub fn tcp(sk: *const c_void) -> Option<*const c_void> {
+    // SAFETY: `sk` is a socket as the verifier knows it.
+    let tcp: *const c_void = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut()) }.cast_const().cast();
+    (!tcp.is_null()).then_some(tcp)
+}
+
+impl Used<'_> {
+    /// The direction of messages that are read from this socket.
+    #[inline(always)]
+    pub fn inbound(&self) -> Direction {
+        if self.socket.role == ROLE_ACCEPTED { Direction::Request } else { Direction::Response }
+    }
+
+    /// The direction of messages that are written to this socket.
+    #[inline(always)]
+    pub fn outbound(&self) -> Direction {
+        if self.socket.role == ROLE_ACCEPTED { Direction::Response } else { Direction::Request }
+    }
+}

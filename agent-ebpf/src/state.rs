@@ -1,0 +1,88 @@
+//! Connections that begin and end: who opened them, and what ends with them.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED};
+
+use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
+use crate::socket::{listener, local_end, take_up};
+use crate::thread;
+
+// include/net/tcp_states.h
+const ESTABLISHED: i32 = 1;
+const SYN_SENT: i32 = 2;
+const SYN_RECV: i32 = 3;
+const FIN_WAIT1: i32 = 4;
+const CLOSE: i32 = 7;
+const LAST_ACK: i32 = 9;
+const LISTEN: i32 = 10;
+
+/// `inet_sock_set_state(sk, oldstate, newstate)`.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn state(ctx: BtfTracePointContext) -> i32 {
+    let sk: *const c_void = ctx.arg(0);
+    match (ctx.arg::<i32>(1), ctx.arg::<i32>(2)) {
+        // Both of these run in the system call of the process whose socket it is.
+        (_, LISTEN) => on_listen(sk),
+        (_, SYN_SENT) => on_connect(sk),
+        (SYN_RECV, ESTABLISHED) => on_accept(sk),
+        // The proxy closes first, or answers the peer's close, or it is over.
+        (_, FIN_WAIT1 | LAST_ACK | CLOSE) => on_close(sk, ctx.arg::<i32>(2) == CLOSE),
+        _ => None,
+    };
+    0
+}
+
+#[inline(always)]
+fn current_proxy() -> Option<u32> {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the value is copied at once.
+    unsafe { PROXIES.get(&tgid) }.copied()
+}
+
+#[inline(always)]
+fn on_listen(sk: *const c_void) -> Option<()> {
+    let slot = current_proxy()?;
+    // A full table costs the first message of each connection to this port its arrival, which is counted.
+    let _inserted = LISTENERS.insert(&local_end(sk), &slot, 0);
+    Some(())
+}
+
+#[inline(always)]
+fn on_connect(sk: *const c_void) -> Option<()> {
+    take_up(sk, current_proxy()?, ROLE_OPENED).map(|_| ())
+}
+
+/// In softirq, before the process knows of the connection: its first bytes may come at once.
+#[inline(always)]
+fn on_accept(sk: *const c_void) -> Option<()> {
+    take_up(sk, listener(sk)?, ROLE_ACCEPTED).map(|_| ())
+}
+
+#[inline(always)]
+fn on_close(sk: *const c_void, over: bool) -> Option<()> {
+    let socket = socket_state(sk)?;
+    let counters = Counters::of(socket.proxy_slot)?;
+    if socket.pending_tag != 0 {
+        let thread = thread::at(socket.pending_thread)?;
+        if socket.role == ROLE_ACCEPTED {
+            // Nobody is left to have asked.
+            if thread.pending[Direction::Request as usize].end(socket.pending_tag) {
+                counters.add(counter!(pending), LESS_ONE);
+                counters.add(counter!(unmatched), 1);
+            }
+        } else {
+            thread.pending[Direction::Response as usize].orphan(socket.pending_tag);
+        }
+        socket.pending_tag = 0;
+    }
+    if over && socket.departing_class != CLASS_NONE {
+        socket.departing_class = CLASS_NONE;
+        counters.add(counter!(departing), LESS_ONE);
+        counters.lose(Loss::NoDeparture);
+    }
+    Some(())
+}
