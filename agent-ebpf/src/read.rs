@@ -9,7 +9,7 @@ use smp_agent_abi::layout::{CLASS_NONE, Loss, Socket, TURN_READING};
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{TCP_COPIED_SEQ, TCP_RCV_NXT, field};
-use crate::socket::{in_use, tcp};
+use crate::socket::{Used, in_use, tcp};
 use crate::thread;
 
 /// `sock_recv_length(sk, ret, flags)`: a receive call returns; `ret` is 0 when it only peeked.
@@ -41,7 +41,9 @@ fn on_read(sk: *const c_void) -> Option<()> {
         used.counters.lose(Loss::NoDeparture);
     }
     let inbound = used.inbound();
+    end_superseded(&used);
     let Some(place) = thread::place(used.socket, used.tid) else {
+        used.socket.pending_tag = 0;
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
@@ -51,9 +53,26 @@ fn on_read(sk: *const c_void) -> Option<()> {
             used.socket.pending_thread = place;
             used.counters.add(counter!(pending), 1);
         }
-        None => used.counters.lose(Loss::PendingFull),
+        None => {
+            used.socket.pending_tag = 0;
+            used.counters.lose(Loss::PendingFull);
+        }
     }
     Some(())
+}
+
+/// A message that still waits when the next one is read from its socket went nowhere: a response to the
+/// proxy's own request, say. Left where it is it would stand before all later ones.
+#[inline(always)]
+fn end_superseded(used: &Used<'_>) {
+    if used.socket.pending_tag == 0 {
+        return;
+    }
+    let Some(thread) = thread::at(used.socket.pending_thread) else { return };
+    if thread.pending[used.inbound() as usize].end(used.socket.pending_tag) {
+        used.counters.add(counter!(pending), LESS_ONE);
+        used.counters.add(counter!(unmatched), 1);
+    }
 }
 
 /// When the bytes just read arrived; what is left unread keeps a stamp of its own.

@@ -6,7 +6,9 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Loss, ROLE_ACCEPTED, TURN_WRITING};
+use smp_agent_abi::layout::{
+    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, TURN_WRITING,
+};
 use smp_agent_abi::pending::Found;
 
 use crate::departure;
@@ -40,7 +42,7 @@ fn on_write(sk: *const c_void) -> Option<()> {
         return None;
     }
     used.socket.turn = TURN_WRITING;
-    if own_message_ends(&used) {
+    if is_local_reply(&used) {
         return None;
     }
     // SAFETY: no precondition.
@@ -85,24 +87,27 @@ fn on_write(sk: *const c_void) -> Option<()> {
     Some(())
 }
 
-/// A write on a socket ends the message last read from it, if that still waits. On a downstream socket the
-/// proxy answers by itself: true. On an upstream socket the response went nowhere and a new request begins.
+/// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream: the
+/// request last read here still waits, and no response was read by its thread since. The request ends then.
+///
+/// A response that was read since may be the answer: where several requests wait, the order-preserving choice
+/// may have given this one's place to another.
 #[inline(always)]
-fn own_message_ends(used: &Used<'_>) -> bool {
-    if used.socket.pending_tag == 0 {
+fn is_local_reply(used: &Used<'_>) -> bool {
+    let tag = used.socket.pending_tag;
+    if used.socket.role != ROLE_ACCEPTED || tag == 0 {
         return false;
     }
     let Some(thread) = thread::at(used.socket.pending_thread) else { return false };
-    if !thread.pending[used.inbound() as usize].end(used.socket.pending_tag) {
+    let requests = &thread.pending[Direction::Request as usize];
+    let responses = &thread.pending[Direction::Response as usize];
+    let Some(read_ns) = requests.read_ns(tag) else { return false };
+    if responses.newest_read_ns() > read_ns || !requests.end(tag) {
         return false;
     }
     used.counters.add(counter!(pending), LESS_ONE);
-    if used.socket.role == ROLE_ACCEPTED {
-        used.counters.add(counter!(local), 1);
-        return true;
-    }
-    used.counters.add(counter!(unmatched), 1);
-    false
+    used.counters.add(counter!(local), 1);
+    true
 }
 
 /// `CLASS_NONE` is what a zeroed state says.

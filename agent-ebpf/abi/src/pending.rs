@@ -162,6 +162,22 @@ impl<W: Word> Pending<W> {
         ended
     }
 
+    /// When a message was read that is still live.
+    #[inline(always)]
+    pub fn read_ns(&self, pushed_tag: u64) -> Option<u64> {
+        let position = pushed_tag >> STATE_BITS;
+        let entry = self.entry(position);
+        (position >= self.head.load() && entry.tag.load() == tag(position, LIVE))
+            .then(|| entry.read_ns.load())
+    }
+
+    /// When the newest message was read, whatever became of it; 0 if there never was one.
+    #[inline(always)]
+    pub fn newest_read_ns(&self) -> u64 {
+        // Before the first message this wraps to the last place, which is still zero then.
+        self.entry(self.tail.load().wrapping_sub(1)).read_ns.load()
+    }
+
     /// Says that the connection of a message has closed: from now it can be claimed for
     /// [`ORPHAN_GRACE_NS`] after its read only.
     #[inline(always)]
@@ -282,6 +298,18 @@ mod tests {
         }
         assert!(!set.end(old));
         assert_eq!(set.clear(), ENTRIES as u64);
+    }
+
+    #[test]
+    fn the_newest_message_is_known_whatever_became_of_it() {
+        let set = empty();
+        assert_eq!(set.newest_read_ns(), 0);
+        let first = set.push(1, 10).unwrap();
+        let second = set.push(2, 20).unwrap();
+        set.end(second);
+        assert_eq!((set.read_ns(first), set.read_ns(second), set.newest_read_ns()), (Some(10), None, 20));
+        set.claim(30);
+        assert_eq!((set.read_ns(first), set.newest_read_ns()), (None, 20));
     }
 
     #[derive(Clone, Debug)]

@@ -1,0 +1,203 @@
+//! The owner of the probes: which proxies are followed, and what was counted so far.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsRawFd;
+
+use aya::maps::{MapData, RingBuf};
+use jiff::Timestamp;
+use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK};
+use smp_agent_abi::names;
+use thiserror::Error;
+use tokio::io::unix::AsyncFd;
+use tracing::{info, warn};
+
+use crate::discover::{self, DiscoverError, Found, Target};
+use crate::drain;
+use crate::probe::{Options, ProbeError, Probes};
+use crate::window::{Proxy, Snapshot};
+
+/// Ticks after a proxy has begun during which `/proc` is searched again: it may have forked workers and begun
+/// to listen before it was followed.
+const SETTLE_TICKS: u32 = 3;
+
+/// Why a measurement cannot start or go on.
+#[derive(Debug, Error)]
+pub enum MeasureError {
+    /// The proxies asked for are not there.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// The probes cannot be had.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The kernel's news cannot be waited for.
+    #[error("waiting for news of processes: {0}")]
+    Events(std::io::Error),
+}
+
+/// Probes at work. Dropping it detaches them.
+pub struct Measurement {
+    probes: Probes,
+    events: AsyncFd<RingBuf<MapData>>,
+    targets: Vec<Target>,
+    proxies: Vec<Proxy>,
+    /// Slot of each process that is followed.
+    members: HashMap<u32, u32>,
+    listeners: HashSet<u64>,
+    /// Proxies that found no slot, so that each is said once.
+    refused: HashSet<u32>,
+    settle_ticks: u32,
+}
+
+impl Measurement {
+    /// Finds the proxies, attaches the probes and follows what was found. With no `targets` all known proxies
+    /// are followed, those that begin later too. Must be called inside a tokio runtime.
+    pub fn start(options: &Options, targets: Vec<Target>) -> Result<Self, MeasureError> {
+        // A proxy that is not there is said before anything is loaded.
+        let found = discover::scan(&targets)?;
+        let mut probes = Probes::attach(options)?;
+        probes.measures_hops()?;
+        let events = AsyncFd::new(probes.take_events()?).map_err(MeasureError::Events)?;
+        let mut new = Self {
+            probes,
+            events,
+            targets,
+            proxies: Vec::new(),
+            members: HashMap::new(),
+            listeners: HashSet::new(),
+            refused: HashSet::new(),
+            settle_ticks: 0,
+        };
+        found.iter().try_for_each(|found| new.follow(found))?;
+        Ok(new)
+    }
+
+    /// The proxies followed so far, in slot order; one that has ended stays.
+    pub fn proxies(&self) -> &[Proxy] {
+        &self.proxies
+    }
+
+    /// All counters now.
+    pub fn snapshot(&self) -> Result<Snapshot, MeasureError> {
+        Ok(drain::snapshot(&self.probes, &self.proxies, crate::clock::now())?)
+    }
+
+    /// Waits for news of processes and acts on them. Cancel-safe.
+    pub async fn next_news(&mut self) -> Result<(), MeasureError> {
+        let mut ready = self.events.readable_mut().await.map_err(MeasureError::Events)?;
+        let mut news = Vec::new();
+        while let Some(item) = ready.get_inner_mut().next() {
+            if let [a, b, c, d, e, f, g, h] = *item {
+                news.push((u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])));
+            }
+        }
+        ready.clear_ready();
+        news.into_iter().try_for_each(|(kind, tgid)| self.on_process(kind, tgid))
+    }
+
+    /// To be called about once a second.
+    pub fn tick(&mut self) -> Result<(), MeasureError> {
+        if self.settle_ticks == 0 {
+            return Ok(());
+        }
+        self.settle_ticks -= 1;
+        self.rescan()
+    }
+
+    fn on_process(&mut self, kind: u32, tgid: u32) -> Result<(), MeasureError> {
+        match kind {
+            PROCESS_EXEC => self.on_exec(tgid),
+            PROCESS_FORK => {
+                // The kernel follows it already, as what its parent was.
+                if let Some(slot) = self.probes.proxies()?.get(&tgid, 0).ok() {
+                    self.members.insert(tgid, slot);
+                }
+                Ok(())
+            }
+            PROCESS_EXIT => self.forget(tgid),
+            _ => Ok(()),
+        }
+    }
+
+    fn on_exec(&mut self, tgid: u32) -> Result<(), MeasureError> {
+        let found = discover::look(tgid, &self.targets);
+        let Some(found) = found else { return self.forget(tgid) };
+        let same =
+            |slot: &u32| self.proxies.iter().any(|proxy| proxy.slot == *slot && proxy.exe == found.exe);
+        if self.members.get(&tgid).is_some_and(same) {
+            return Ok(());
+        }
+        self.settle_ticks = SETTLE_TICKS;
+        self.rescan()
+    }
+
+    fn rescan(&mut self) -> Result<(), MeasureError> {
+        // A process asked for by number that has ended since is no error now.
+        let Ok(found) = discover::scan(&self.targets) else { return Ok(()) };
+        found.iter().try_for_each(|found| self.follow(found))
+    }
+
+    /// Takes a proxy into the kernel's tables: first where it listens, then who it is.
+    fn follow(&mut self, found: &Found) -> Result<(), MeasureError> {
+        let known = self.proxies.iter().find(|proxy| proxy.pid == found.pid && proxy.exe == found.exe);
+        let slot = match known {
+            Some(proxy) => proxy.slot,
+            None => match self.add(found) {
+                Some(slot) => slot,
+                None => return Ok(()),
+            },
+        };
+        for key in discover::listeners(&found.members) {
+            if self.listeners.insert(key) {
+                self.probes
+                    .listeners()?
+                    .insert(key, slot, 0)
+                    .map_err(|source| ProbeError::Map { map: names::LISTENERS, source })?;
+            }
+        }
+        for &pid in &found.members {
+            if self.members.insert(pid, slot) != Some(slot) {
+                self.probes
+                    .proxies()?
+                    .insert(pid, slot, 0)
+                    .map_err(|source| ProbeError::Map { map: names::PROXIES, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, found: &Found) -> Option<u32> {
+        let slot = self.proxies.len() as u32;
+        if slot >= self.probes.max_proxies() {
+            if self.refused.insert(found.pid) {
+                warn!(
+                    "{} (pid {}) is not measured: the table of {slot} proxies is full; give --max-proxies",
+                    found.name, found.pid
+                );
+            }
+            return None;
+        }
+        info!(pid = found.pid, processes = found.members.len(), "following {}", found.name);
+        let (pid, name, exe) = (found.pid, found.name.clone(), found.exe.clone());
+        self.proxies.push(Proxy { slot, pid, name, exe });
+        Some(slot)
+    }
+
+    fn forget(&mut self, tgid: u32) -> Result<(), MeasureError> {
+        if self.members.remove(&tgid).is_some() {
+            // Absent when the kernel has forgotten it already.
+            let _removed = self.probes.proxies()?.remove(&tgid);
+        }
+        Ok(())
+    }
+}
+
+/// The descriptor to wait on.
+impl std::fmt::Debug for Measurement {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Measurement")
+            .field("events", &self.events.as_raw_fd())
+            .field("proxies", &self.proxies)
+            .finish_non_exhaustive()
+    }
+}
