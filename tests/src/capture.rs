@@ -6,19 +6,22 @@
 //! and the file belongs in memory.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::{LaxSlicedPacket, TransportSlice};
 use pcap_parser::traits::PcapReaderIterator as _;
 use pcap_parser::{LegacyPcapReader, Linktype, PcapBlockOwned, PcapError};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::live::TransientFile;
+use crate::netns::{Bed, DOWNSTREAM_DEVICE, Netns, UPSTREAM_DEVICE};
+use crate::process::Child;
+use crate::tools;
 use crate::wire::{Side, Wire};
 
 /// TCP with payload. The lengths of the headers are in the packet; `tcp[]` and `len` do not work for IPv6.
@@ -35,31 +38,37 @@ const COOKED_BYTES: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often tcpdump is asked whether it caught up.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Room the packets may need, bytes: 30 s of 30,000 requests/s with 4 packets each.
+const ROOM_BYTES: u64 = 1 << 30;
 
-/// The proxy's interfaces, by their kernel index in its namespace.
-#[derive(Clone, Copy, Debug)]
-pub struct Interfaces {
-    /// The one towards the client.
-    pub downstream: u32,
-    /// The one towards the server.
-    pub upstream: u32,
-}
-
-/// A running capture. Dropped, it ends and its file stays.
+/// A running capture. Dropped, it ends and its file goes.
+#[derive(Debug)]
 pub struct Capture {
     tcpdump: Child,
-    said: Receiver<String>,
-    file: PathBuf,
+    packets: Packets,
+    /// How many lines of tcpdump's output were read.
+    lines_read: usize,
 }
 
-/// A finished capture.
-#[derive(Clone, Debug)]
+/// Where the packets are, and which interfaces they were taken on.
+#[derive(Debug)]
+struct Packets {
+    path: PathBuf,
+    /// Removes the file.
+    _file: TransientFile,
+    /// Kernel index of the proxy's interface towards the client.
+    downstream: u32,
+    /// Kernel index of the proxy's interface towards the server.
+    upstream: u32,
+}
+
+/// A finished capture. Dropped, its file goes.
+#[derive(Debug)]
 pub struct Captured {
-    /// Where the packets are.
-    pub file: PathBuf,
-    /// How many were written.
-    pub packets: u64,
-    /// How many the kernel had no room for. Anything but 0 makes the capture worthless as truth.
+    packets: Packets,
+    /// How many packets were written.
+    pub count: u64,
+    /// How many packets the kernel had no room for. Anything but 0 makes the capture worthless as truth.
     pub dropped: u64,
 }
 
@@ -67,31 +76,29 @@ pub struct Captured {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     captured: u64,
+    /// Those dropped are among them.
     received: u64,
     dropped: u64,
 }
 
 impl Capture {
-    /// Captures into `file`, which should be in memory. `within` makes a command run in the proxy's network
-    /// namespace. Returns when packets are being captured.
+    /// Captures on the two devices of the bed's proxy namespace; tcpdump's own output goes to `dir`. Returns when
+    /// packets are being captured.
     ///
     /// # Errors
-    /// When tcpdump is missing, may not capture, or does not start in time.
-    pub fn start(within: impl FnOnce(&str) -> Command, file: &Path) -> Result<Self> {
-        let mut tcpdump = within("tcpdump")
+    /// When tcpdump is missing, may not capture, or does not start in time; the message has what it said.
+    pub fn start(bed: &Bed, dir: &Path) -> Result<Self> {
+        let packets = Packets::room(&bed.proxy)?;
+        let mut command = bed.proxy.command(tools::tcpdump()?);
+        command
             .args(["--interface=any", "--linktype=LINUX_SLL2", "--time-stamp-precision=nano", "-n"])
             .args(["--relinquish-privileges=root", &format!("--buffer-size={RING_KIB}")])
             .args([&format!("--snapshot-length={SNAP_BYTES}"), "-w"])
-            .arg(file)
-            .arg(FILTER)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("tcpdump cannot be started; `cargo xtask setup` installs it")?;
-        let stderr = tcpdump.stderr.take().context("tcpdump has no standard error")?;
-        let capture = Self { tcpdump, said: follow(stderr), file: file.to_owned() };
-        capture.await_line("did not begin to capture", |line| line.contains("listening on").then_some(()))?;
+            .arg(&packets.path)
+            .arg(FILTER);
+        let tcpdump = Child::start("tcpdump", &command, dir)?;
+        let mut capture = Self { tcpdump, packets, lines_read: 0 };
+        capture.await_line("begin to capture", |line| line.contains("listening on").then_some(()))?;
         Ok(capture)
     }
 
@@ -100,14 +107,12 @@ impl Capture {
     /// # Errors
     /// When tcpdump does not catch up or end in time, or fails.
     pub fn stop(mut self) -> Result<Captured> {
-        // The kernel hands packets over in blocks, the last one only after a second: an interrupt before that
+        // The kernel hands packets over in blocks, the last one only after a second: ended before that, tcpdump
         // would lose them.
         let deadline = Instant::now() + PATIENCE;
-        let mut before = None;
         loop {
-            self.signal(Signal::USR1)?;
-            let counts = self.await_line("did not tell its counts", counts)?;
-            if counts.captured >= counts.received && before == Some(counts) {
+            let counts = self.ask()?;
+            if counts.captured + counts.dropped == counts.received {
                 break;
             }
             ensure!(
@@ -117,58 +122,86 @@ impl Capture {
                 counts.received,
                 PATIENCE.as_secs()
             );
-            before = Some(counts);
             std::thread::sleep(ASK_EVERY);
         }
         self.signal(Signal::INT)?;
-        let mut last = Counts::default();
-        for part in ["packets captured", "packets received by filter", "packets dropped by kernel"] {
-            let count =
-                self.await_line("did not tell its counts at the end", |line| number_before(line, part))?;
-            match part {
-                "packets captured" => last.captured = count,
-                "packets received by filter" => last.received = count,
-                _ => last.dropped = count,
-            }
-        }
-        let status = self.tcpdump.wait().context("tcpdump's end cannot be awaited")?;
-        ensure!(status.success(), "tcpdump failed ({status})");
-        Ok(Captured { file: self.file.clone(), packets: last.captured, dropped: last.dropped })
+        let count = self.await_count("packets captured")?;
+        let received = self.await_count("packets received by filter")?;
+        let dropped = self.await_count("packets dropped by kernel")?;
+        let status = self.tcpdump.wait_for(PATIENCE)?;
+        ensure!(status.success(), "tcpdump failed ({status}){}", self.tcpdump.tail());
+        ensure!(count + dropped == received, "tcpdump wrote {count} of {received} packets");
+        Ok(Captured { packets: self.packets, count, dropped })
+    }
+
+    /// tcpdump's counts so far.
+    fn ask(&mut self) -> Result<Counts> {
+        self.signal(Signal::USR1)?;
+        self.await_line("tell its counts", counts)
+    }
+
+    fn await_count(&mut self, what: &str) -> Result<u64> {
+        self.await_line(&format!("tell its {what}"), |line| number_before(line, what))
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.tcpdump), signal).context("tcpdump ended early")
+        let pid = Pid::from_raw(self.tcpdump.pid().cast_signed()).context("tcpdump has no process id")?;
+        kill_process(pid, signal).with_context(|| format!("tcpdump ended early{}", self.tcpdump.tail()))
     }
 
-    /// The first line from which `found` makes something.
-    fn await_line<T>(&self, failure: &str, found: impl Fn(&str) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut other = Vec::new();
-        loop {
-            match self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => match found(&line) {
-                    Some(value) => return Ok(value),
-                    None => other.push(line),
-                },
-                Err(RecvTimeoutError::Timeout) => {
-                    bail!("tcpdump {failure} within {} s; it said: {}", PATIENCE.as_secs(), other.join(" / "))
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    bail!("tcpdump {failure}, it ended and said: {}", other.join(" / "))
+    /// What `found` makes of the first line, among those not read yet, from which it makes something.
+    fn await_line<T>(&mut self, what: &str, found: impl Fn(&str) -> Option<T>) -> Result<T> {
+        let log = self.tcpdump.log().context("tcpdump's output goes nowhere")?.to_owned();
+        let lines_read = &mut self.lines_read;
+        self.tcpdump.until(PATIENCE, what, |tcpdump| {
+            // Asked before reading: what it said last is not missed.
+            let ended = tcpdump.poll()?;
+            let said = fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
+            // A line without its end is still being written.
+            let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            for line in whole.lines().skip(*lines_read) {
+                *lines_read += 1;
+                if let Some(value) = found(line) {
+                    return Ok(Some(value));
                 }
             }
-        }
+            match ended {
+                Some(status) => bail!("tcpdump ended ({status}) and did not {what}{}", tcpdump.tail()),
+                None => Ok(None),
+            }
+        })
     }
 }
 
-impl Drop for Capture {
-    fn drop(&mut self) {
-        // After `stop` it is gone already and both calls only say so.
-        if let Ok(None) = self.tcpdump.try_wait()
-            && let Err(error) = self.tcpdump.kill().and_then(|()| self.tcpdump.wait())
-        {
-            eprintln!("tcpdump could not be ended: {error}");
-        }
+impl Packets {
+    /// An empty file for the packets taken in the proxy's namespace: in memory where there is room, else where
+    /// cargo builds.
+    fn room(proxy: &Netns) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let memory = Path::new("/dev/shm");
+        let free = rustix::fs::statvfs(memory).map_or(0, |memory| memory.f_bavail * memory.f_frsize);
+        let dir = if free >= ROOM_BYTES {
+            memory.to_owned()
+        } else {
+            eprintln!("capture: {} has no room; writing packets to disk disturbs a little", memory.display());
+            tools::target()
+        };
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("smp-bed-{}-{number}.pcap", std::process::id()));
+        let file = TransientFile::create(path.clone(), "", 0o600)?;
+        let index = |device| {
+            proxy.within(|| {
+                let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+                netdevice::name_to_index(&any, device)
+                    .with_context(|| format!("the proxy's namespace has no device {device}"))
+            })
+        };
+        Ok(Self {
+            path,
+            _file: file,
+            downstream: index(DOWNSTREAM_DEVICE)?,
+            upstream: index(UPSTREAM_DEVICE)?,
+        })
     }
 }
 
@@ -178,17 +211,17 @@ impl Captured {
     /// # Errors
     /// When packets were dropped, the file is no nanosecond capture of "any" interface, is damaged, or holds
     /// another number of packets than tcpdump said.
-    pub fn wire(&self, interfaces: Interfaces) -> Result<Wire> {
+    pub fn wire(&self) -> Result<Wire> {
         ensure!(self.dropped == 0, "the capture is invalid: the kernel dropped {} packets", self.dropped);
         let mut wire = Wire::default();
-        let mut packets = 0;
+        let mut count = 0;
         let mut elsewhere: HashMap<u32, u64> = HashMap::new();
-        each_packet(&self.file, |time_ns, cooked| {
-            packets += 1;
+        each_packet(&self.packets.path, |time_ns, cooked| {
+            count += 1;
             let (interface, ip) = uncook(cooked)?;
-            let side = if interface == interfaces.downstream {
+            let side = if interface == self.packets.downstream {
                 Side::Downstream
-            } else if interface == interfaces.upstream {
+            } else if interface == self.packets.upstream {
                 Side::Upstream
             } else {
                 *elsewhere.entry(interface).or_default() += 1;
@@ -199,9 +232,9 @@ impl Captured {
             }
             Ok(())
         })
-        .with_context(|| format!("the capture {} cannot be read", self.file.display()))?;
-        ensure!(packets == self.packets, "the capture has {packets} packets of {}", self.packets);
-        // Loopback, or a third way out: not the proxy's two sides, but worth knowing.
+        .with_context(|| format!("the capture {} cannot be read", self.packets.path.display()))?;
+        ensure!(count == self.count, "the capture has {count} packets of {}", self.count);
+        // The proxy talking to itself: not a crossing, but worth knowing.
         for (interface, count) in elsewhere {
             eprintln!(
                 "capture: {count} packets passed interface {interface}, which is neither side of the proxy"
@@ -211,20 +244,7 @@ impl Captured {
     }
 }
 
-/// tcpdump's standard error, line by line, from a thread that ends with it.
-fn follow(stderr: ChildStderr) -> Receiver<String> {
-    let (send, receive) = sync_channel(64);
-    std::thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if send.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    receive
-}
-
-/// `tcpdump: 10 packets captured, 12 packets received by filter, 0 packets dropped by kernel`
+/// `tcpdump: 10 packets captured, 12 packets received by filter, 2 packets dropped by kernel`
 fn counts(line: &str) -> Option<Counts> {
     let mut parts = line.rsplit_once("tcpdump: ")?.1.split(", ");
     Some(Counts {
@@ -290,8 +310,8 @@ mod tests {
 
     #[test]
     fn tcpdump_is_understood() {
-        let line = "tcpdump: 10 packets captured, 12 packets received by filter, 0 packets dropped by kernel";
-        assert_eq!(counts(line), Some(Counts { captured: 10, received: 12, dropped: 0 }));
+        let line = "tcpdump: 10 packets captured, 12 packets received by filter, 2 packets dropped by kernel";
+        assert_eq!(counts(line), Some(Counts { captured: 10, received: 12, dropped: 2 }));
         assert_eq!(counts("tcpdump: listening on any"), None);
         assert_eq!(number_before("1 packet captured", "packets captured"), Some(1));
     }

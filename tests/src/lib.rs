@@ -1,8 +1,29 @@
-//! The bed.
+//! The bed: real proxies between a client and a server, each in a network namespace of its own.
+//!
+//! ```text
+//!  client namespace        proxy namespace           server namespace
+//!  load generator  ------  Envoy, nginx, HAProxy  ------  server
+//!        eth0   "downstream"            "upstream"   eth0
+//! ```
+//!
+//! [`netns::Bed`] makes the namespaces, [`process::Child`] starts what runs in them, [`proxy::Proxy`] and
+//! [`origin::Origin`] are such processes with a generated configuration, [`tools`] knows where `cargo xtask setup`
+//! put what is needed. Every one of them ends what it started when it is dropped, and [`live`] does the same when
+//! a signal ends this process instead.
+//!
+//! The truth: [`load`] sends requests with ids that [`backend`] returns, [`capture`] takes the packets on both sides
+//! of the proxy, [`wire`] makes latencies of them, and [`delay`] is a proxy of known latency. None of it shares code
+//! with the agent.
 
 pub mod backend;
 pub mod capture;
 pub mod delay;
 pub mod http;
+pub mod live;
 pub mod load;
+pub mod netns;
+pub mod origin;
+pub mod process;
+pub mod proxy;
+pub mod tools;
 pub mod wire;

