@@ -18,7 +18,7 @@ use crate::{cargo, setup};
 const RESULTS: [&str; 3] = ["overhead.json", "result.yaml", "result.json"];
 const WORKERS: u32 = 2;
 /// How much longer than the load the agent may take, to attach, drain and write.
-const BEYOND_LOAD: Duration = Duration::from_secs(60);
+const BEYOND_LOAD: Duration = Duration::from_mins(1);
 
 /// What can be chosen.
 #[derive(Debug, clap::Args)]
