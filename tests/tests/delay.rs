@@ -41,12 +41,16 @@ const CASES: [Case; 7] = [
 
 #[test]
 fn a_known_delay_is_seen_where_it_is_over_ipv4() {
-    CASES.iter().for_each(|case| check(case, Family::V4));
+    for case in &CASES {
+        check(case, Family::V4);
+    }
 }
 
 #[test]
 fn a_known_delay_is_seen_where_it_is_over_ipv6() {
-    CASES.iter().for_each(|case| check(case, Family::V6));
+    for case in &CASES {
+        check(case, Family::V6);
+    }
 }
 
 fn check(case: &Case, family: Family) {
@@ -62,8 +66,8 @@ fn check(case: &Case, family: Family) {
 
     for (direction, log_ns) in [("request", held.request_ns), ("response", held.response_ns)] {
         assert_eq!(log_ns.len() as u64, case.requests, "{name}: bursts in the proxy's log, {direction}");
-        let log = Quantiles::of(log_ns);
-        let segment = |segment| Quantiles::in_document(&document, direction, segment, case.requests);
+        let log = Summary::of(log_ns);
+        let segment = |segment| Summary::in_document(&document, direction, segment, case.requests);
         let [proxy, queue, egress, hop] = ["proxy", "queue", "egress", "hop"].map(segment);
 
         // The proxy's clock starts after the receive call returned and stops before the send call begins, the
@@ -71,13 +75,13 @@ fn check(case: &Case, family: Family) {
         // of one system call and the beginning of another, about 1 us.
         proxy.assert_near(&log, &format!("{name}: {direction}.proxy"));
         // The hop is all three together, message by message, so it is the log's time and what the kernel did.
-        let true_ns = log.mean_ns + queue.mean_ns + egress.mean_ns;
-        assert_near(hop.mean_ns, true_ns, &format!("{name}: {direction}.hop mean"));
+        let true_ns = log.mean + queue.mean + egress.mean;
+        assert_near(hop.mean, true_ns, &format!("{name}: {direction}.hop mean"));
         for (what, kernel) in [("queue", queue), ("egress", egress)] {
             assert!(
-                kernel.p50_ns < KERNEL_MOST_NS,
+                kernel.p50 < KERNEL_MOST_NS,
                 "{name}: {direction}.{what} is {} us at p50, but nothing is held there",
-                kernel.p50_ns / 1e3
+                kernel.p50 / 1e3
             );
         }
     }
@@ -131,18 +135,19 @@ fn dir(case: &Case, family: Family) -> Result<PathBuf> {
     Ok(dir)
 }
 
-struct Quantiles {
-    mean_ns: f64,
-    p50_ns: f64,
-    p90_ns: f64,
+/// Of one distribution, all in ns.
+struct Summary {
+    mean: f64,
+    p50: f64,
+    p90: f64,
 }
 
-impl Quantiles {
+impl Summary {
     fn of(mut values_ns: Vec<u64>) -> Self {
         values_ns.sort_unstable();
         let rank = |percent: usize| values_ns[(values_ns.len() * percent).div_ceil(100) - 1] as f64;
-        let mean_ns = values_ns.iter().sum::<u64>() as f64 / values_ns.len() as f64;
-        Self { mean_ns, p50_ns: rank(50), p90_ns: rank(90) }
+        let mean = values_ns.iter().sum::<u64>() as f64 / values_ns.len() as f64;
+        Self { mean, p50: rank(50), p90: rank(90) }
     }
 
     fn in_document(document: &Value, direction: &str, segment: &str, count: u64) -> Self {
@@ -154,15 +159,13 @@ impl Quantiles {
         assert!(other.is_none(), "more than one {direction}.{segment} for one proxy");
         assert_eq!((&hop["unit"], &hop["count"]), (&"ns".into(), &count.into()), "{direction}.{segment}");
         let number = |name: &str| hop[name].as_f64().unwrap_or_else(|| panic!("{name} is no number: {hop}"));
-        Self { mean_ns: number("mean"), p50_ns: number("p50"), p90_ns: number("p90") }
+        Self { mean: number("mean"), p50: number("p50"), p90: number("p90") }
     }
 
     fn assert_near(&self, truth: &Self, what: &str) {
-        for (stat, seen_ns, true_ns) in [
-            ("mean", self.mean_ns, truth.mean_ns),
-            ("p50", self.p50_ns, truth.p50_ns),
-            ("p90", self.p90_ns, truth.p90_ns),
-        ] {
+        for (stat, seen_ns, true_ns) in
+            [("mean", self.mean, truth.mean), ("p50", self.p50, truth.p50), ("p90", self.p90, truth.p90)]
+        {
             assert_near(seen_ns, true_ns, &format!("{what} {stat}"));
         }
     }
