@@ -10,10 +10,20 @@
 //! [`origin::Origin`] are such processes with a generated configuration, [`tools`] knows where `cargo xtask setup`
 //! put what is needed. Every one of them ends what it started when it is dropped, and [`live`] does the same when
 //! a signal ends this process instead.
+//!
+//! The truth: [`load`] sends requests with ids that [`backend`] returns, [`capture`] takes the packets on both sides
+//! of the proxy, [`wire`] makes latencies of them, and [`delay`] is a proxy of known latency. None of it shares code
+//! with the agent.
 
+pub mod backend;
+pub mod capture;
+pub mod delay;
+pub mod http;
 pub mod live;
+pub mod load;
 pub mod netns;
 pub mod origin;
 pub mod process;
 pub mod proxy;
 pub mod tools;
+pub mod wire;

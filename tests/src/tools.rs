@@ -70,6 +70,14 @@ pub fn haproxy() -> Result<PathBuf> {
     present(PathBuf::from("/usr/sbin/haproxy"), SETUP)
 }
 
+/// The packet capture.
+///
+/// # Errors
+/// When it is not there.
+pub fn tcpdump() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/bin/tcpdump"), SETUP)
+}
+
 /// The load generator wrk.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ mod demo;
 mod setup;
 mod step;
 mod test;
+mod truth;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,8 @@ enum Verb {
     Test,
     /// Set up, build, and measure a real proxy under load; the results are left in target/demo
     Demo(demo::Options),
+    /// Compare the agent with packets captured on both sides of real proxies under load
+    Truth(truth::Options),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Check => check::run(),
         Verb::Test => test::run(),
         Verb::Demo(options) => demo::run(&options),
+        Verb::Truth(options) => truth::run(&options),
     };
     match done {
         Ok(code) => code,

@@ -1,0 +1,102 @@
+//! The bed's own programs, one process each: what sends, what answers, and what delays.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use bed::{backend, delay, load};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about, version)]
+struct Arguments {
+    #[command(subcommand)]
+    program: Program,
+}
+
+#[derive(Subcommand)]
+enum Program {
+    /// Send HTTP/1.1 requests with unique ids over kept connections; prints one line of JSON at the end.
+    Load {
+        /// Where to send them.
+        #[arg(long, value_name = "IP:PORT")]
+        target: SocketAddr,
+        /// Connections to keep busy.
+        #[arg(long, value_name = "N", default_value_t = 16)]
+        connections: usize,
+        /// Start no request after this long.
+        #[arg(long, value_name = "S", value_parser = seconds, default_value = "10")]
+        seconds: Duration,
+        /// Requests per second over all connections; without it, as fast as the responses come.
+        #[arg(long, value_name = "R")]
+        rate: Option<f64>,
+        /// End after this many requests, if that is sooner.
+        #[arg(long, value_name = "N")]
+        requests: Option<u64>,
+    },
+    /// Answer requests with their id; prints `listening IP:PORT` when it does.
+    Backend {
+        /// Where to listen; port 0 takes a free one.
+        #[arg(long, value_name = "IP:PORT")]
+        listen: SocketAddr,
+        /// Length of every response's body.
+        #[arg(long, value_name = "N", default_value_t = 64)]
+        body_bytes: usize,
+        /// Send back whatever comes, without HTTP.
+        #[arg(long)]
+        echo: bool,
+    },
+    /// Forward TCP and hold each burst for a known time; prints `listening IP:PORT`, then for each connection that
+    /// ends one line of JSON with how long its bursts were really held.
+    Delayproxy {
+        /// Where to listen; port 0 takes a free one.
+        #[arg(long, value_name = "IP:PORT")]
+        listen: SocketAddr,
+        /// Where to forward to.
+        #[arg(long, value_name = "IP:PORT")]
+        upstream: SocketAddr,
+        /// How long to hold each burst towards the server, microseconds.
+        #[arg(long, value_name = "US", default_value_t = 0)]
+        request_us: u64,
+        /// How long to hold each burst towards the client, microseconds.
+        #[arg(long, value_name = "US", default_value_t = 0)]
+        response_us: u64,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().program {
+        Program::Load { target, connections, seconds, rate, requests } => {
+            let tally = load::run(load::Plan { target, connections, duration: seconds, rate, requests })?;
+            say(&serde_json::to_string(&tally)?)
+        }
+        Program::Backend { listen, body_bytes, echo } => {
+            let answer = if echo { backend::Answer::Echo } else { backend::Answer::Http { body_bytes } };
+            backend::run(listen, answer, listening)
+        }
+        Program::Delayproxy { listen, upstream, request_us, response_us } => {
+            let delays = delay::Delays {
+                request: Duration::from_micros(request_us),
+                response: Duration::from_micros(response_us),
+            };
+            delay::run(listen, upstream, delays, listening, |held| say(&serde_json::to_string(held)?))
+        }
+    }
+}
+
+fn listening(address: SocketAddr) -> Result<()> {
+    say(&format!("listening {address}"))
+}
+
+/// One line, at once: whoever started the program waits for it.
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+fn seconds(text: &str) -> Result<Duration> {
+    Ok(Duration::try_from_secs_f64(text.parse()?)?)
+}
