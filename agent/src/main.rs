@@ -1,16 +1,30 @@
-//! The life of the process.
-fn main() {
+//! The life of the process: read the command line, log, run the verb, exit with its code.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use smp_agent::cli::{Cli, EXIT_USAGE};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors.
+            let code = if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+            // Nothing is left to do where even this cannot be printed.
+            let _printed = error.print();
+            return code;
+        }
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,smp_agent=info"));
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_env_filter(filter)
         .init();
-    let p = smp_agent::probe::Probes::attach(&smp_agent::probe::Options {
-        max_proxies: 64,
-        without: std::env::args().skip(1).collect(),
-    })
-    .unwrap();
-    for r in p.runs() {
-        println!("{r:?}");
-    }
-    p.measures_hops().unwrap();
+    cli.run().await
 }

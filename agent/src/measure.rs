@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::AsRawFd;
 
 use aya::maps::{MapData, RingBuf};
-use jiff::Timestamp;
 use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK};
 use smp_agent_abi::names;
 use thiserror::Error;
@@ -56,6 +55,10 @@ impl Measurement {
         let found = discover::scan(&targets)?;
         let mut probes = Probes::attach(options)?;
         probes.measures_hops()?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; a ring buffer keeps its descriptor as long as it lives"
+        )]
         let events = AsyncFd::new(probes.take_events()?).map_err(MeasureError::Events)?;
         let mut new = Self {
             probes,
@@ -191,7 +194,6 @@ impl Measurement {
     }
 }
 
-/// The descriptor to wait on.
 impl std::fmt::Debug for Measurement {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter

@@ -1,0 +1,154 @@
+//! The command line: one file per subcommand.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use thiserror::Error;
+
+use crate::artifact::ArtifactError;
+use crate::discover::{DiscoverError, Target};
+use crate::measure::MeasureError;
+use crate::probe::{Options, ProbeError};
+
+mod daemon;
+mod doctor;
+mod run;
+
+/// Measures what a service mesh costs: per-hop proxy latency, taken in the kernel, as SMP results.
+#[derive(Debug, Parser)]
+#[command(name = "smp-agent", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Measure while a command runs, or for a given time, then print and write the result.
+    Run(run::Args),
+    /// Measure all the time and let Prometheus scrape it.
+    Daemon(daemon::Args),
+    /// Say what this kernel can do and what became of each probe.
+    Doctor(ProbeArgs),
+}
+
+/// What all verbs that load probes take.
+#[derive(Clone, Debug, clap::Args)]
+struct ProbeArgs {
+    /// How many proxies can be followed at the same time [each takes 0.4 MiB of kernel memory].
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_proxies: u32,
+    /// Do not use this program although it works, so that its fallback is used; repeatable.
+    #[arg(long, value_name = "PROGRAM", value_parser = program_name)]
+    without: Vec<String>,
+}
+
+/// What all verbs that measure take.
+#[derive(Clone, Debug, clap::Args)]
+struct MeasureArgs {
+    /// Measure only this proxy: a process id, or the name of an executable; repeatable. Without it all known
+    /// proxies are measured: envoy, cilium-envoy, nginx, haproxy, linkerd2-proxy, ztunnel, traefik.
+    #[arg(long, value_name = "PID|NAME")]
+    proxy: Vec<String>,
+    #[command(flatten)]
+    probes: ProbeArgs,
+}
+
+/// Why a verb failed. Each kind has an exit code of its own, after sysexits.h.
+#[derive(Debug, Error)]
+enum CliError {
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error("hops cannot be measured on this kernel: {0}")]
+    Doctor(String),
+    #[error("running {command}: {source}; give the command's path, or check its spelling")]
+    Command { command: String, source: std::io::Error },
+    #[error("listening on {address}: {source}; give another address with --metrics")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("waiting for signals: {0}")]
+    Signal(std::io::Error),
+    #[error("serving metrics: {0}")]
+    Serve(std::io::Error),
+    #[error("printing the result: {0}")]
+    Print(std::io::Error),
+}
+
+impl Cli {
+    /// Runs the verb; on an error one line goes to stderr. The exit code is the wrapped command's own where
+    /// there is one.
+    pub async fn run(self) -> ExitCode {
+        let outcome = match self.verb {
+            Verb::Run(args) => run::run(args).await,
+            Verb::Daemon(args) => daemon::run(args).await,
+            Verb::Doctor(args) => doctor::run(&args.options()),
+        };
+        outcome.unwrap_or_else(|error| {
+            eprintln!("smp-agent: {error}");
+            ExitCode::from(error.exit_code())
+        })
+    }
+}
+
+impl ProbeArgs {
+    fn options(&self) -> Options {
+        Options { max_proxies: self.max_proxies, without: self.without.clone() }
+    }
+}
+
+impl MeasureArgs {
+    fn targets(&self) -> Vec<Target> {
+        self.proxy.iter().map(|text| Target::parse(text)).collect()
+    }
+}
+
+/// Exit code of bad usage, `EX_USAGE`.
+pub const EXIT_USAGE: u8 = 64;
+const EX_NOINPUT: u8 = 66;
+const EX_UNAVAILABLE: u8 = 69;
+const EX_OSERR: u8 = 71;
+const EX_CANTCREAT: u8 = 73;
+const EX_IOERR: u8 = 74;
+const EX_NOPERM: u8 = 77;
+/// As shells do.
+const COMMAND_NOT_EXECUTABLE: u8 = 126;
+const COMMAND_NOT_FOUND: u8 = 127;
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Measure(MeasureError::Discover(DiscoverError::Proc(_)) | MeasureError::Events(_))
+            | Self::Signal(_) => EX_OSERR,
+            Self::Measure(MeasureError::Discover(_)) => EX_NOINPUT,
+            Self::Measure(MeasureError::Probe(ProbeError::Capability { .. })) => EX_NOPERM,
+            Self::Measure(MeasureError::Probe(_)) | Self::Doctor(_) => EX_UNAVAILABLE,
+            Self::Artifact(_) => EX_CANTCREAT,
+            Self::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => COMMAND_NOT_FOUND,
+            Self::Command { .. } => COMMAND_NOT_EXECUTABLE,
+            Self::Listen { .. } | Self::Serve(_) | Self::Print(_) => EX_IOERR,
+        }
+    }
+}
+
+fn program_name(text: &str) -> Result<String, String> {
+    let known: Vec<_> = crate::probe::programs::PROGRAMS.iter().map(|program| program.name).collect();
+    if known.contains(&text) { Ok(text.to_owned()) } else { Err(format!("programs are {}", known.join(", "))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_program_that_is_none_is_refused_with_the_names() {
+        let error = program_name("nothing").unwrap_err();
+        assert!(error.contains("write_return"), "{error}");
+    }
+}
