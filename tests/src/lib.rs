@@ -1,1 +1,4 @@
 //! The bed.
+
+pub mod python;
+pub mod synthetic;
