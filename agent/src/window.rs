@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::histogram::Histogram;
 use crate::probe::Verdict;
@@ -24,7 +25,10 @@ pub struct Proxy {
 }
 
 /// How the messages of one proxy were classified. `seen = exact + ambiguous + unmatched + lost + in_flight`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+///
+/// In a snapshot all but `in_flight` count from the agent's start; in a window `seen` is what the classes of the
+/// window were decided from: the messages that came while it was open and those pending when it opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Matching {
     /// Messages that arrived for crossing, and messages that left without a cause.
     pub seen: u64,
@@ -106,3 +110,123 @@ pub struct Window {
     /// The agent itself: CPU as a difference, memory as it was at the end.
     pub self_use: SelfUse,
 }
+
+impl Matching {
+    /// Lost messages over all reasons.
+    pub fn lost_total(&self) -> u64 {
+        self.lost.values().sum()
+    }
+
+    /// Messages with a latency.
+    pub const fn crossings(&self) -> u64 {
+        self.exact + self.ambiguous
+    }
+
+    /// Share (0 to 1) of the messages seen that have no latency and never will; `None` when none were seen.
+    pub fn unaccounted_share(&self) -> Option<f64> {
+        (self.seen > 0).then(|| (self.unmatched + self.lost_total()) as f64 / self.seen as f64)
+    }
+
+    /// Adds the messages of another proxy.
+    pub fn add(&mut self, other: &Self) {
+        self.seen += other.seen;
+        self.exact += other.exact;
+        self.ambiguous += other.ambiguous;
+        self.unmatched += other.unmatched;
+        self.local += other.local;
+        for (&reason, &count) in &other.lost {
+            *self.lost.entry(reason).or_default() += count;
+        }
+        self.in_flight += other.in_flight;
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        let lost = self
+            .lost
+            .iter()
+            .map(|(&reason, count)| {
+                (reason, count.saturating_sub(earlier.lost.get(reason).copied().unwrap_or(0)))
+            })
+            .filter(|&(_, count)| count > 0)
+            .collect();
+        Self {
+            // What was pending at the opening is decided in this window, so it was seen in it.
+            seen: self.seen.saturating_sub(earlier.seen) + earlier.in_flight,
+            exact: self.exact.saturating_sub(earlier.exact),
+            ambiguous: self.ambiguous.saturating_sub(earlier.ambiguous),
+            unmatched: self.unmatched.saturating_sub(earlier.unmatched),
+            local: self.local.saturating_sub(earlier.local),
+            lost,
+            in_flight: self.in_flight,
+        }
+    }
+}
+
+impl ProgramRun {
+    fn since(&self, earlier: Option<&Self>) -> Self {
+        let (run_ns, run_count, missed) =
+            earlier.map_or((0, 0, 0), |earlier| (earlier.run_ns, earlier.run_count, earlier.missed));
+        Self {
+            run_ns: self.run_ns.saturating_sub(run_ns),
+            run_count: self.run_count.saturating_sub(run_count),
+            missed: self.missed.saturating_sub(missed),
+            ..self.clone()
+        }
+    }
+}
+
+impl ProxyWindow {
+    fn since(&self, earlier: Option<&Self>) -> Self {
+        let Some(earlier) = earlier else { return self.clone() };
+        Self {
+            proxy: self.proxy.clone(),
+            matching: self.matching.since(&earlier.matching),
+            hops: std::array::from_fn(|series| self.hops[series].since(&earlier.hops[series])),
+        }
+    }
+}
+
+impl Window {
+    /// What happened from `open` until `close`, two snapshots of the same agent.
+    ///
+    /// A proxy is its slot: one that `open` does not have appeared in the window and counts from zero. Verdicts,
+    /// messages in flight and resident memory are those of `close`.
+    pub fn between(open: &Snapshot, close: &Snapshot) -> Self {
+        let proxies = close
+            .proxies
+            .iter()
+            .map(|proxy| {
+                proxy.since(open.proxies.iter().find(|earlier| earlier.proxy.slot == proxy.proxy.slot))
+            })
+            .collect();
+        let programs = close
+            .programs
+            .iter()
+            .map(|run| {
+                run.since(
+                    open.programs
+                        .iter()
+                        .find(|earlier| earlier.program == run.program && earlier.hook == run.hook),
+                )
+            })
+            .collect();
+        Self {
+            opened: open.at,
+            closed: close.at,
+            proxies,
+            programs,
+            self_use: SelfUse {
+                cpu_ns: close.self_use.cpu_ns.saturating_sub(open.self_use.cpu_ns),
+                rss_bytes: close.self_use.rss_bytes,
+            },
+        }
+    }
+
+    /// How long it was open, s.
+    pub fn seconds(&self) -> f64 {
+        self.closed.duration_since(self.opened).as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests;

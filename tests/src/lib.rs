@@ -25,5 +25,6 @@ pub mod netns;
 pub mod origin;
 pub mod process;
 pub mod proxy;
+pub mod python;
 pub mod tools;
 pub mod wire;

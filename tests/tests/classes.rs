@@ -76,7 +76,8 @@ fn measure(name: &str, bed: &Bed, pid: u32, target: &str, load: &[&str], extra: 
 fn through(kind: ProxyKind, family: Family, name: &str, load: &[&str], extra: &[&str]) -> Measured {
     let bed = Bed::new().expect("a bed");
     let (listen, server) = (Bed::proxy_address(family), Bed::server_address(family));
-    let _origin = Origin::start(&bed.server, &[server], &folder(&format!("{name}-origin"))).expect("an origin");
+    let _origin =
+        Origin::start(&bed.server, &[server], &folder(&format!("{name}-origin"))).expect("an origin");
     let proxy = Proxy::start(kind, 2, &bed.proxy, listen, server, &folder(&format!("{name}-proxy")))
         .expect("a proxy");
     let target = format!("http://{listen}/");
@@ -104,7 +105,10 @@ fn many_connections_over_ipv6() {
     for kind in ProxyKind::ALL {
         let measured = through(kind, Family::V6, &format!("many-{kind}"), &["-c100"], &[]);
         measured.assert_nearly_all_matched();
-        assert!(measured.class("exact") + measured.class("ambiguous") >= 2 * measured.answered - 200, "{kind}");
+        assert!(
+            measured.class("exact") + measured.class("ambiguous") >= 2 * measured.answered - 200,
+            "{kind}"
+        );
     }
 }
 

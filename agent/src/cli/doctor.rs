@@ -44,15 +44,21 @@ fn abilities() -> Table {
     let btf = fs::metadata(VMLINUX)
         .map_or_else(|error| format!("none: {error}"), |found| format!("{} KiB", found.len() / 1024));
     let missing = capability::missing();
-    let capabilities = if missing.is_empty() { "sufficient".to_owned() } else { format!("missing {}", missing.join(", ")) };
+    let capabilities =
+        if missing.is_empty() { "sufficient".to_owned() } else { format!("missing {}", missing.join(", ")) };
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown")
         .map_or_else(|_| "not shown (securityfs is not mounted)".to_owned(), |text| text.trim().to_owned());
     // PROC_PID_INIT_INO of the kernel's include/uapi/linux/nsfs.h: the first pid namespace.
-    let host_pids = fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new("pid:[4026531836]"));
-    let namespace = if host_pids { "the host's" } else { "not the host's: set hostPID, or processes are not found" };
+    let host_pids =
+        fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new("pid:[4026531836]"));
+    let namespace =
+        if host_pids { "the host's" } else { "not the host's: set hostPID, or processes are not found" };
     let mut table = plain(&["ability", "found"]);
     table
-        .add_row(["kernel", &format!("{} {}", system.release().to_string_lossy(), system.machine().to_string_lossy())])
+        .add_row([
+            "kernel",
+            &format!("{} {}", system.release().to_string_lossy(), system.machine().to_string_lossy()),
+        ])
         .add_row(["kernel types (BTF)", &btf])
         .add_row(["capabilities", &capabilities])
         .add_row(["pid namespace", namespace])
@@ -62,7 +68,7 @@ fn abilities() -> Table {
 
 fn plain(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     table
 }
 

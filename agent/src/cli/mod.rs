@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use thiserror::Error;
 
-use crate::artifact::ArtifactError;
 use crate::discover::{DiscoverError, Target};
 use crate::measure::MeasureError;
 use crate::probe::{Options, ProbeError};
+use crate::result_files::WriteError;
 
 mod daemon;
 mod doctor;
@@ -60,7 +60,7 @@ enum CliError {
     #[error(transparent)]
     Measure(#[from] MeasureError),
     #[error(transparent)]
-    Artifact(#[from] ArtifactError),
+    Write(#[from] WriteError),
     #[error("hops cannot be measured on this kernel: {0}")]
     Doctor(String),
     #[error("running {command}: {source}; give the command's path, or check its spelling")]
@@ -123,8 +123,10 @@ impl CliError {
             Self::Measure(MeasureError::Discover(_)) => EX_NOINPUT,
             Self::Measure(MeasureError::Probe(ProbeError::Capability { .. })) => EX_NOPERM,
             Self::Measure(MeasureError::Probe(_)) | Self::Doctor(_) => EX_UNAVAILABLE,
-            Self::Artifact(_) => EX_CANTCREAT,
-            Self::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => COMMAND_NOT_FOUND,
+            Self::Write(_) => EX_CANTCREAT,
+            Self::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                COMMAND_NOT_FOUND
+            }
             Self::Command { .. } => COMMAND_NOT_EXECUTABLE,
             Self::Listen { .. } | Self::Serve(_) | Self::Print(_) => EX_IOERR,
         }
@@ -133,7 +135,11 @@ impl CliError {
 
 fn program_name(text: &str) -> Result<String, String> {
     let known: Vec<_> = crate::probe::programs::PROGRAMS.iter().map(|program| program.name).collect();
-    if known.contains(&text) { Ok(text.to_owned()) } else { Err(format!("programs are {}", known.join(", "))) }
+    if known.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("programs are {}", known.join(", ")))
+    }
 }
 
 #[cfg(test)]

@@ -12,13 +12,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use uuid::Uuid;
 
 use super::{CliError, MeasureArgs};
-use crate::artifact;
 use crate::document::Document;
 use crate::measure::Measurement;
 use crate::node::Node;
 use crate::report::table;
+use crate::result_files;
 use crate::signal::{Signal, Signals};
-use crate::smp::SmpResult;
+use crate::smp::{SmpResult, Test};
 use crate::window::Window;
 
 /// How long the window is open when neither a time nor a command is given.
@@ -62,7 +62,7 @@ enum End {
 pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     // Better to fail now than after ten minutes of load.
     if let Some(folder) = &args.out {
-        artifact::ensure_writable(folder)?;
+        result_files::ensure_writable(folder)?;
     }
     let mut signals = Signals::new().map_err(CliError::Signal)?;
     let mut measurement = Measurement::start(&args.measure.probes.options(), args.measure.targets())?;
@@ -76,14 +76,18 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     let end = end?;
 
     let window = Window::between(&opened, &closed);
-    let document = Document::new(&window, &Node::observe(), Uuid::new_v4());
-    let result = SmpResult::new(&document, args.command.first().map(String::as_str));
+    let run_id = Uuid::new_v4().to_string();
+    let document = Document::new(&window, Node::read(), &run_id, env!("CARGO_PKG_VERSION"));
     if let Some(folder) = &args.out {
-        artifact::write_all(folder, &document, &result)?;
+        let load_generator = args.command.first().cloned();
+        let result = SmpResult::new(&document, &Test { load_generator, ..Test::default() });
+        result_files::write_all(folder, &document, &result)?;
     }
     let text = match args.format {
         Format::Table => table::render(&document),
-        Format::Json => artifact::to_json(&document)?,
+        Format::Json => {
+            serde_json::to_string_pretty(&document).map_err(|error| CliError::Print(error.into()))?
+        }
     };
     writeln!(std::io::stdout(), "{text}").map_err(CliError::Print)?;
     finish(end, command).await

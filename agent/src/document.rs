@@ -1,0 +1,227 @@
+//! `overhead.json`: everything one window on one node has to say. A pure function of the window.
+
+mod warning;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::hop::{Direction, Segment, series_index};
+use crate::node::Node;
+use crate::probe::Verdict;
+use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Window};
+
+/// Version of the document's shape: a field that changes meaning or leaves makes it greater.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The whole document. Latencies in ns; what is unknown is absent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Document {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// What a reader must know before the numbers, one sentence each; every rendering shows them on top.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Which run this belongs to.
+    pub run_id: String,
+    /// Version of the agent that measured.
+    pub agent_version: String,
+    /// When.
+    pub window: Span,
+    /// Where.
+    pub node: Node,
+    /// With which programs.
+    pub hooks: Vec<Hook>,
+    /// Which proxies were there, idle ones included.
+    pub proxies: Vec<ProxyMatching>,
+    /// One per proxy, direction and segment that has samples.
+    pub hops: Vec<Hop>,
+    /// Sum over `proxies`.
+    pub matching: Matching,
+    /// What measuring cost.
+    #[serde(rename = "self")]
+    pub self_cost: SelfCost,
+}
+
+/// The window's edges: first instant in it and first instant after it, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Span {
+    /// RFC 3339.
+    pub start: Timestamp,
+    /// RFC 3339.
+    pub end: Timestamp,
+    /// `end - start`.
+    pub seconds: f64,
+}
+
+/// One program and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hook {
+    /// Name of the program.
+    pub program: &'static str,
+    /// Its tracepoint.
+    pub hook: &'static str,
+    /// `attached`, `not_needed`, `unsupported` or `failed`.
+    pub verdict: &'static str,
+    /// Why it is unsupported or failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// One proxy and the classes of its messages, both directions together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProxyMatching {
+    /// Executable's base name.
+    pub proxy: String,
+    /// Process id; the master's where there are workers.
+    pub pid: u32,
+    /// Path of the executable.
+    pub exe: String,
+    /// Its messages.
+    pub matching: Matching,
+}
+
+/// One distribution of latencies, ns.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Hop {
+    /// Executable's base name.
+    pub proxy: String,
+    /// Process id, as in [`ProxyMatching`].
+    pub pid: u32,
+    /// Which way.
+    pub direction: Direction,
+    /// Which part.
+    pub segment: Segment,
+    /// Of all values here: `ns`.
+    pub unit: &'static str,
+    /// How many samples, at least one.
+    pub count: u64,
+    /// Exact, or within 0.79 % when the smallest value is older than the window.
+    pub min: u64,
+    /// As `min`.
+    pub max: u64,
+    /// Exact.
+    pub mean: f64,
+    /// Median; this and the next are tops of a bucket, at most 0.79 % above the true value.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
+    /// All of it: `HdrHistogram` V2, compressed, base64.
+    pub hdr: String,
+}
+
+/// What measuring cost in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SelfCost {
+    /// Time in the programs, ns; absent when the kernel counted no run (its run-time statistics are off).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bpf_ns: Option<u64>,
+    /// Runs of the programs; absent as `bpf_ns`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bpf_runs: Option<u64>,
+    /// Runs the kernel skipped because the program was already running on that CPU.
+    pub bpf_missed: u64,
+    /// User and system CPU time of the agent's process, ns.
+    pub cpu_ns: u64,
+    /// Resident set at the end, bytes.
+    pub rss_bytes: u64,
+}
+
+impl Document {
+    /// The document of one closed window.
+    pub fn new(window: &Window, node: Node, run_id: &str, agent_version: &str) -> Self {
+        let mut matching = Matching::default();
+        window.proxies.iter().for_each(|proxy| matching.add(&proxy.matching));
+        Self {
+            schema_version: SCHEMA_VERSION,
+            warnings: warning::of(window),
+            run_id: run_id.to_owned(),
+            agent_version: agent_version.to_owned(),
+            window: Span { start: window.opened, end: window.closed, seconds: window.seconds() },
+            node,
+            hooks: window.programs.iter().map(Hook::new).collect(),
+            proxies: window.proxies.iter().map(ProxyMatching::new).collect(),
+            hops: window.proxies.iter().flat_map(hops).collect(),
+            matching,
+            self_cost: SelfCost::new(&window.programs, window.self_use),
+        }
+    }
+}
+
+impl Hook {
+    fn new(run: &ProgramRun) -> Self {
+        let (verdict, reason) = verdict_and_reason(&run.verdict);
+        Self { program: run.program, hook: run.hook, verdict, reason: reason.map(str::to_owned) }
+    }
+}
+
+impl ProxyMatching {
+    fn new(proxy_window: &ProxyWindow) -> Self {
+        let Proxy { name, pid, exe, .. } = &proxy_window.proxy;
+        Self {
+            proxy: name.clone(),
+            pid: *pid,
+            exe: exe.to_string_lossy().into_owned(),
+            matching: proxy_window.matching.clone(),
+        }
+    }
+}
+
+impl Hop {
+    /// `None` without samples.
+    fn new(proxy_window: &ProxyWindow, direction: Direction, segment: Segment) -> Option<Self> {
+        let series = &proxy_window.hops[series_index(direction, segment)];
+        Some(Self {
+            proxy: proxy_window.proxy.name.clone(),
+            pid: proxy_window.proxy.pid,
+            direction,
+            segment,
+            unit: "ns",
+            count: series.count(),
+            min: series.min_ns()?,
+            max: series.max_ns()?,
+            mean: series.mean_ns()?,
+            p50: series.quantile_ns(0.5)?,
+            p90: series.quantile_ns(0.9)?,
+            p99: series.quantile_ns(0.99)?,
+            p999: series.quantile_ns(0.999)?,
+            hdr: series.to_base64(),
+        })
+    }
+}
+
+impl SelfCost {
+    fn new(programs: &[ProgramRun], self_use: SelfUse) -> Self {
+        let bpf_runs: u64 = programs.iter().map(|run| run.run_count).sum();
+        let bpf_ns = programs.iter().map(|run| run.run_ns).sum();
+        Self {
+            bpf_ns: (bpf_runs > 0).then_some(bpf_ns),
+            bpf_runs: (bpf_runs > 0).then_some(bpf_runs),
+            bpf_missed: programs.iter().map(|run| run.missed).sum(),
+            cpu_ns: self_use.cpu_ns,
+            rss_bytes: self_use.rss_bytes,
+        }
+    }
+}
+
+/// The words for a verdict in every output.
+pub(crate) fn verdict_and_reason(verdict: &Verdict) -> (&'static str, Option<&str>) {
+    match verdict {
+        Verdict::Attached => ("attached", None),
+        Verdict::NotNeeded => ("not_needed", None),
+        Verdict::Unsupported(reason) => ("unsupported", Some(reason)),
+        Verdict::Failed(reason) => ("failed", Some(reason)),
+    }
+}
+
+fn hops(proxy_window: &ProxyWindow) -> impl Iterator<Item = Hop> + '_ {
+    Direction::ALL.into_iter().flat_map(move |direction| {
+        Segment::ALL.into_iter().filter_map(move |segment| Hop::new(proxy_window, direction, segment))
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

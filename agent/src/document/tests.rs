@@ -1,0 +1,179 @@
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::histogram::Histogram;
+
+/// One Envoy with 1,000 request crossings of 1 to 1,000 us and an idle nginx, in a window of 2 s.
+pub(crate) fn window() -> Window {
+    let mut hops: [Histogram; 8] = Default::default();
+    for us in 1..=1_000 {
+        hops[series_index(Direction::Request, Segment::Hop)].record(us * 1_000);
+        hops[series_index(Direction::Request, Segment::Queue)].record(us * 100);
+    }
+    let matching = Matching {
+        seen: 1_004,
+        exact: 990,
+        ambiguous: 10,
+        unmatched: 1,
+        local: 7,
+        lost: BTreeMap::from([("set_full", 2)]),
+        in_flight: 1,
+    };
+    let proxy = |slot, pid, name: &str| Proxy {
+        slot,
+        pid,
+        name: name.into(),
+        exe: format!("/usr/bin/{name}").into(),
+    };
+    let program = |program, verdict, run_count| ProgramRun {
+        program,
+        hook: "sock_recv_length",
+        verdict,
+        run_ns: 100 * run_count,
+        run_count,
+        missed: 0,
+    };
+    Window {
+        opened: "2026-11-23T10:00:00.25Z".parse().unwrap(),
+        closed: "2026-11-23T10:00:02.25Z".parse().unwrap(),
+        proxies: vec![
+            ProxyWindow { proxy: proxy(0, 4242, "envoy"), matching, hops },
+            ProxyWindow {
+                proxy: proxy(1, 77, "nginx"),
+                matching: Matching::default(),
+                hops: Default::default(),
+            },
+        ],
+        programs: vec![
+            program("read", Verdict::Attached, 18_000),
+            program("write_end", Verdict::NotNeeded, 0),
+            program("arrival", Verdict::Unsupported("no tracepoint sk_data_ready".into()), 0),
+        ],
+        self_use: SelfUse { cpu_ns: 4_000_000, rss_bytes: 9 << 20 },
+    }
+}
+
+pub(crate) fn node() -> Node {
+    Node {
+        name: "node-a".into(),
+        kernel: "6.18.44".into(),
+        arch: "x86_64".into(),
+        os: None,
+        cpus: Some(2),
+        mem_bytes: Some(8_000_000_000),
+    }
+}
+
+pub(crate) fn document(window: &Window) -> Document {
+    Document::new(window, node(), "run-1", "0.1.0")
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn shape_of_the_document() {
+    let json = serde_json::to_value(document(&window())).unwrap();
+    assert_eq!(
+        keys(&json),
+        [
+            "agent_version",
+            "hooks",
+            "hops",
+            "matching",
+            "node",
+            "proxies",
+            "run_id",
+            "schema_version",
+            "self",
+            "window"
+        ]
+    );
+    assert_eq!(
+        json["window"],
+        json!({"start": "2026-11-23T10:00:00.25Z", "end": "2026-11-23T10:00:02.25Z", "seconds": 2.0})
+    );
+    assert_eq!(
+        json["hooks"][2],
+        json!({"program": "arrival", "hook": "sock_recv_length", "verdict": "unsupported",
+            "reason": "no tracepoint sk_data_ready"})
+    );
+    assert_eq!(
+        json["matching"],
+        json!({"seen": 1004, "exact": 990, "ambiguous": 10, "unmatched": 1, "local": 7,
+            "lost": {"set_full": 2}, "in_flight": 1})
+    );
+    assert_eq!(json["proxies"][0]["matching"], json["matching"]);
+    assert_eq!(
+        json["self"],
+        json!({"bpf_ns": 1_800_000, "bpf_runs": 18_000, "bpf_missed": 0, "cpu_ns": 4_000_000, "rss_bytes": 9_437_184})
+    );
+}
+
+#[test]
+fn shape_of_a_hop() {
+    let mut json = serde_json::to_value(document(&window())).unwrap();
+    assert_eq!(json["hops"].as_array().unwrap().len(), 2, "no samples, no entry");
+    let hop = json["hops"][0].as_object_mut().unwrap();
+    assert!(hop.remove("hdr").unwrap().as_str().unwrap().starts_with("HISTFAAA"));
+    let percentiles = ["p50", "p90", "p99", "p999"].map(|name| hop.remove(name).unwrap().as_u64().unwrap());
+    for (got, want) in percentiles.into_iter().zip([500_000, 900_000, 990_000, 999_000]) {
+        assert!(got >= want && got <= want + want / 128, "{got} for {want}");
+    }
+    assert_eq!(
+        Value::Object(hop.clone()),
+        json!({"proxy": "envoy", "pid": 4242, "direction": "request", "segment": "hop", "unit": "ns",
+            "count": 1000, "min": 1000, "max": 1_000_000, "mean": 500_500.0})
+    );
+}
+
+#[test]
+fn runs_that_the_kernel_does_not_count_are_unknown() {
+    let mut window = window();
+    window.programs.iter_mut().for_each(|run| (run.run_ns, run.run_count) = (0, 0));
+    let json = serde_json::to_value(document(&window)).unwrap();
+    assert_eq!(keys(&json["self"]), ["bpf_missed", "cpu_ns", "rss_bytes"]);
+}
+
+#[test]
+fn one_percent_without_a_latency_is_the_limit() {
+    let mut window = window();
+    let matching = &mut window.proxies[0].matching;
+    (matching.seen, matching.unmatched) = (1_000, 8);
+    assert_eq!(document(&window).warnings, [""; 0]);
+    window.proxies[0].matching.unmatched = 9;
+    assert_eq!(
+        document(&window).warnings,
+        ["envoy (pid 4242): 1.1 % of 1000 messages have no latency: 9 unmatched, 2 lost (set_full); \
+          the latencies are those of the rest"]
+    );
+}
+
+#[test]
+fn warnings_for_nothing_seen() {
+    let mut window = window();
+    window.proxies.remove(0);
+    let warnings = document(&window).warnings;
+    assert!(warnings.len() == 1 && warnings[0].starts_with("no message crossed"), "{warnings:?}");
+    window.proxies.clear();
+    let warnings = document(&window).warnings;
+    assert!(warnings.len() == 1 && warnings[0].starts_with("no proxy was found"), "{warnings:?}");
+}
+
+#[test]
+fn warnings_for_programs_and_clamped_values() {
+    let mut window = window();
+    window.programs[0].missed = 18;
+    window.programs[2].verdict = Verdict::Failed("permission denied".into());
+    window.proxies[0].hops[0].record(61_000_000_000);
+    let warnings = document(&window).warnings;
+    assert_eq!(warnings.len(), 3);
+    assert_eq!(warnings[0], "program arrival on sock_recv_length is not attached: permission denied");
+    assert!(warnings[1].contains("skipped 18 times (0.100 % of its events)"), "{warnings:?}");
+    assert!(warnings[2].contains("1 samples above 60 s"), "{warnings:?}");
+}

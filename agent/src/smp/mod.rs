@@ -1,0 +1,179 @@
+//! Service Mesh Performance results: strict proto-JSON of the messages in `proto/`, each in an envelope of ours.
+//!
+//! Names are snake case, times RFC 3339 UTC, 64-bit integers strings, latencies ms, memory MB (10^6 bytes).
+//! What is unknown is absent, never zero. A proxy's latency is never a client's: every result here carries its
+//! scope in labels under [`LABEL_PREFIX`].
+
+pub mod message;
+mod scope;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::document::Document;
+use crate::hop::{Direction, Segment};
+use message::{
+    Client, EnvironmentConfig, EnvironmentNode, Latency, PerformanceTestConfig, PerformanceTestResult,
+    ServiceMeshConfig,
+};
+
+/// Release of the specification whose fields these are.
+pub const SMP_VERSION: &str = "v0.6.1";
+/// Before every label of ours.
+pub const LABEL_PREFIX: &str = "io.smp-agent/";
+
+/// Namespace of all ids made here: the version 5 id of the name `io.smp-agent` in the DNS namespace.
+const NAMESPACE: Uuid = Uuid::from_u128(0x5f9b_c773_ab0e_5c46_99cf_bf8b_d316_87c6);
+const NS_PER_MS: f64 = 1e6;
+const BYTES_PER_MB: u64 = 1_000_000;
+
+/// What is known of the test besides what was measured. All of it optional.
+#[derive(Clone, Debug, Default)]
+pub struct Test {
+    /// Its name.
+    pub name: Option<String>,
+    /// Labels given by the user, on the configuration.
+    pub labels: BTreeMap<String, String>,
+    /// How long the load was meant to last; the window's length when `None`.
+    pub duration: Option<Duration>,
+    /// The load generator that ran; only its base name is written, as its arguments may hold secrets.
+    pub load_generator: Option<String>,
+}
+
+/// `result.yaml` and `result.json`: the envelope around SMP's messages. Each value parses on its own.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SmpResult {
+    /// The document's warnings, so that no rendering lacks them; absent when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// The test.
+    pub config: PerformanceTestConfig,
+    /// The mesh.
+    pub mesh: ServiceMeshConfig,
+    /// The node.
+    pub environment: EnvironmentConfig,
+    /// One per proxy, direction and segment that has samples.
+    pub results: Vec<PerformanceTestResult>,
+}
+
+impl SmpResult {
+    /// The SMP view of a document. Ids depend on the run, the node and the scope alone, so writing twice gives
+    /// the same.
+    pub fn new(document: &Document, test: &Test) -> Self {
+        let ids = Ids { run_id: &document.run_id, node: &document.node.name };
+        let mesh = mesh(document, &ids);
+        let environment = environment(document, &ids);
+        let results = scope::all(document)
+            .map(|scope| PerformanceTestResult {
+                smp_version: SMP_VERSION,
+                id: ids.of(&scope.name()),
+                labels: scope.labels(document),
+                start_time: document.window.start,
+                end_time: document.window.end,
+                latencies_ms: Latency {
+                    min: scope.hop.min as f64 / NS_PER_MS,
+                    average: scope.hop.mean / NS_PER_MS,
+                    p50: scope.hop.p50 as f64 / NS_PER_MS,
+                    p90: scope.hop.p90 as f64 / NS_PER_MS,
+                    p99: scope.hop.p99 as f64 / NS_PER_MS,
+                    max: scope.hop.max as f64 / NS_PER_MS,
+                },
+                actual_qps: crossings_per_second(document, &scope),
+                test_id: document.run_id.clone(),
+                mesh_config_id: mesh.id.clone(),
+                env_id: environment.id.clone(),
+            })
+            .collect();
+        Self {
+            warnings: document.warnings.clone(),
+            config: config(document, test),
+            mesh,
+            environment,
+            results,
+        }
+    }
+}
+
+/// Makes ids that are the same whenever run, node and scope are.
+struct Ids<'a> {
+    run_id: &'a str,
+    node: &'a str,
+}
+
+impl Ids<'_> {
+    fn of(&self, scope: &str) -> String {
+        let run = Uuid::new_v5(&NAMESPACE, self.run_id.as_bytes());
+        let node = Uuid::new_v5(&run, self.node.as_bytes());
+        Uuid::new_v5(&node, scope.as_bytes()).to_string()
+    }
+}
+
+fn config(document: &Document, test: &Test) -> PerformanceTestConfig {
+    let duration = test.duration.unwrap_or_else(|| Duration::from_secs_f64(document.window.seconds.max(0.0)));
+    let load_generator = test.load_generator.as_deref().and_then(|path| Path::new(path).file_name());
+    PerformanceTestConfig {
+        smp_version: SMP_VERSION,
+        id: document.run_id.clone(),
+        name: test.name.clone(),
+        labels: test.labels.clone(),
+        clients: load_generator
+            .map(|name| Client { load_generator: name.to_string_lossy().into_owned() })
+            .into_iter()
+            .collect(),
+        duration: go_duration(duration),
+    }
+}
+
+fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
+    let proxies: Vec<_> =
+        document.proxies.iter().map(|proxy| format!("{}:{}", proxy.proxy, proxy.pid)).collect();
+    let mut labels = vec![("node", document.node.name.clone())];
+    if !proxies.is_empty() {
+        labels.push(("proxies", proxies.join(",")));
+    }
+    ServiceMeshConfig {
+        smp_version: SMP_VERSION,
+        id: ids.of("mesh"),
+        labels: prefixed(labels),
+        exp_uuid: document.run_id.clone(),
+    }
+}
+
+fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
+    let node = &document.node;
+    let mut labels =
+        vec![("node", node.name.clone()), ("kernel", node.kernel.clone()), ("arch", node.arch.clone())];
+    labels.extend(node.os.clone().map(|os| ("os", os)));
+    EnvironmentConfig {
+        smp_version: SMP_VERSION,
+        id: ids.of("environment"),
+        labels: prefixed(labels),
+        nodes: vec![EnvironmentNode {
+            cores: node.cpus.and_then(|cpus| i32::try_from(cpus).ok()),
+            mem_mb: node.mem_bytes.map(|bytes| bytes / BYTES_PER_MB),
+        }],
+    }
+}
+
+/// Of the request hop only: one crossing there is one request, anything else would count it again.
+fn crossings_per_second(document: &Document, scope: &scope::Scope<'_>) -> Option<f64> {
+    let requests = scope.hop.direction == Direction::Request && scope.hop.segment == Segment::Hop;
+    (requests && document.window.seconds > 0.0).then(|| scope.hop.count as f64 / document.window.seconds)
+}
+
+fn prefixed(labels: Vec<(&str, String)>) -> BTreeMap<String, String> {
+    labels.into_iter().map(|(name, value)| (format!("{LABEL_PREFIX}{name}"), value)).collect()
+}
+
+/// As Go reads durations, to the ms: `10s`, `1.5s`.
+fn go_duration(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    if ms.is_multiple_of(1_000) { format!("{}s", ms / 1_000) } else { format!("{}s", ms as f64 / 1e3) }
+}
+
+#[cfg(test)]
+mod tests;

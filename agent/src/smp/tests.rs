@@ -1,0 +1,96 @@
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::document::tests::{document, window};
+
+fn rendered(test: &Test) -> Value {
+    serde_json::to_value(SmpResult::new(&document(&window()), test)).unwrap()
+}
+
+#[test]
+fn namespace_is_the_one_it_says() {
+    assert_eq!(NAMESPACE, Uuid::new_v5(&Uuid::NAMESPACE_DNS, LABEL_PREFIX.trim_end_matches('/').as_bytes()));
+}
+
+#[test]
+fn config_names_the_run_and_no_argument_of_the_load_generator() {
+    let test = Test {
+        name: Some("checkout".into()),
+        labels: BTreeMap::from([("team".into(), "a".into())]),
+        duration: Some(Duration::from_millis(1_500)),
+        load_generator: Some("/usr/local/bin/wrk".into()),
+    };
+    assert_eq!(
+        rendered(&test)["config"],
+        json!({"smp_version": "v0.6.1", "id": "run-1", "name": "checkout", "labels": {"team": "a"},
+            "clients": [{"load_generator": "wrk"}], "duration": "1.5s"})
+    );
+}
+
+#[test]
+fn unknown_is_absent() {
+    let mut document = document(&window());
+    (document.node.cpus, document.node.mem_bytes) = (None, None);
+    let rendered = serde_json::to_value(SmpResult::new(&document, &Test::default())).unwrap();
+    assert_eq!(rendered["config"], json!({"smp_version": "v0.6.1", "id": "run-1", "duration": "2s"}));
+    assert_eq!(rendered["environment"]["nodes"], json!([{}]));
+    assert_eq!(rendered.get("warnings"), None);
+}
+
+#[test]
+fn node_in_decimal_megabytes() {
+    assert_eq!(rendered(&Test::default())["environment"]["nodes"], json!([{"cores": 2, "mem_mb": "8000"}]));
+}
+
+#[test]
+fn hop_result_is_labelled_and_in_milliseconds() {
+    let results = rendered(&Test::default());
+    let (request, queue) = (&results["results"][0], &results["results"][1]);
+    assert_eq!(request["latencies_ms"]["min"], json!(0.001));
+    assert_eq!(request["latencies_ms"]["average"], json!(0.5005));
+    assert_eq!(request["latencies_ms"]["max"], json!(1.0));
+    assert_eq!(request["actual_qps"], json!(500.0));
+    assert_eq!(request["start_time"], json!("2026-11-23T10:00:00.250Z"));
+    for (label, want) in [
+        ("scope", "proxy-hop"),
+        ("node", "node-a"),
+        ("proxy", "envoy"),
+        ("pid", "4242"),
+        ("direction", "request"),
+        ("segment", "hop"),
+        ("count", "1000"),
+        ("messages-seen", "1004"),
+        ("messages-lost", "2"),
+    ] {
+        assert_eq!(request["labels"][format!("{LABEL_PREFIX}{label}")], json!(want));
+    }
+    assert_eq!(queue["labels"]["io.smp-agent/segment"], json!("queue"));
+    assert_eq!((queue.get("actual_qps"), queue["labels"].get("io.smp-agent/hdr")), (None, None));
+}
+
+#[test]
+fn ids_are_distinct_tied_and_repeatable() {
+    let first = rendered(&Test::default());
+    assert_eq!(first, rendered(&Test::default()));
+    let ids: HashSet<_> = [&first["mesh"], &first["environment"], &first["results"][0], &first["results"][1]]
+        .map(|message| message["id"].as_str().unwrap())
+        .into();
+    assert_eq!(ids.len(), 4);
+    assert_eq!(first["results"][1]["test_id"], first["config"]["id"]);
+    assert_eq!(first["results"][1]["mesh_config_id"], first["mesh"]["id"]);
+    assert_eq!(first["results"][1]["env_id"], first["environment"]["id"]);
+    let mut other = document(&window());
+    other.node.name = "node-b".into();
+    assert_ne!(SmpResult::new(&other, &Test::default()).mesh.id, first["mesh"]["id"].as_str().unwrap());
+}
+
+#[test]
+fn warnings_are_on_the_envelope_and_on_every_result() {
+    let mut window = window();
+    window.proxies[0].matching.unmatched = 100;
+    let result = SmpResult::new(&document(&window), &Test::default());
+    assert_eq!(result.warnings.len(), 1);
+    assert!(result.results.iter().all(|r| r.labels["io.smp-agent/warnings"] == result.warnings[0]));
+}
