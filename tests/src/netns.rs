@@ -61,8 +61,12 @@ impl Netns {
         live.namespaces.insert(name.clone());
         drop(live);
         let netns = Self { name };
-        ip(["-n", &netns.name, "link", "set", "lo", "up"])?;
+        netns.ip(["link", "set", "lo", "up"])?;
         Ok(netns)
+    }
+
+    fn ip<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        process::output(self.command(IP).args(arguments)).map(drop)
     }
 
     /// The name that `ip netns` knows it by.
@@ -198,15 +202,15 @@ type End<'a> = (&'a Netns, &'a str, fn(Family) -> IpAddr);
 
 fn join(left: End<'_>, right: End<'_>) -> Result<()> {
     let pair = ["type", "veth", "peer", "name", right.1, "netns", &right.0.name];
-    ip(["-n", &left.0.name, "link", "add", left.1].into_iter().chain(pair))?;
+    left.0.ip(["link", "add", left.1].into_iter().chain(pair))?;
     for (netns, device, address_of) in [left, right] {
         for (family, bits) in [(Family::V4, 24), (Family::V6, 64)] {
             let address = format!("{}/{bits}", address_of(family));
-            let add = ["-n", &netns.name, "address", "add", &address, "dev", device];
+            let add = ["address", "add", &address, "dev", device];
             // Without `nodad` an IPv6 address cannot be used for its first second.
-            ip(add.into_iter().chain((family == Family::V6).then_some("nodad")))?;
+            netns.ip(add.into_iter().chain((family == Family::V6).then_some("nodad")))?;
         }
-        ip(["-n", &netns.name, "link", "set", device, "up"])?;
+        netns.ip(["link", "set", device, "up"])?;
     }
     Ok(())
 }

@@ -274,14 +274,25 @@ pub(crate) fn end(child: &mut std::process::Child) -> Result<()> {
         self::signal(child.id(), signal)?;
         let asked = Instant::now();
         while asked.elapsed() < grace {
-            // Its zombie counts as a member, so it is waited for first.
-            if child.try_wait()?.is_some() && test_kill_process_group(group) == Err(Errno::SRCH) {
+            if child.try_wait()?.is_some() && !any_runs(group)? {
                 return Ok(());
             }
             thread::sleep(POLL);
         }
     }
     bail!("process group {} is still there after SIGKILL", child.id())
+}
+
+/// Whether a process of the group still runs. Its dead wait for the machine's first process, which in a container
+/// may never fetch them; they hold nothing.
+fn any_runs(group: Pid) -> Result<bool> {
+    if test_kill_process_group(group) == Err(Errno::SRCH) {
+        return Ok(false);
+    }
+    let processes = procfs::process::all_processes().context("cannot read /proc")?;
+    Ok(processes
+        .filter_map(|process| process.ok()?.stat().ok())
+        .any(|stat| stat.pgrp == group.as_raw_nonzero().get() && !matches!(stat.state, 'Z' | 'X')))
 }
 
 fn group(pid: u32) -> Option<Pid> {

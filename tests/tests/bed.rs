@@ -140,10 +140,11 @@ fn ask(proxy: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// Processes of a group that run; the dead are for the first process of the machine to fetch.
 fn members(group: u32) -> Vec<i32> {
     let processes = procfs::process::all_processes().expect("/proc is readable");
     let stats = processes.filter_map(|process| process.ok()?.stat().ok());
-    stats.filter(|stat| stat.pgrp == group.cast_signed()).map(|stat| stat.pid).collect()
+    stats.filter(|stat| stat.pgrp == group.cast_signed() && stat.state != 'Z').map(|stat| stat.pid).collect()
 }
 
 fn program(pid: u32) -> String {

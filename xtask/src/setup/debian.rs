@@ -107,11 +107,12 @@ fn install(packages: &[&'static str]) -> Result<()> {
     command.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
     step::run("installing Debian packages", "apt-install", &command, again)?;
     drop(policy);
-    // Nor at the next boot.
-    if !services.is_empty() && Path::new("/run/systemd/system").exists() {
-        let mut disable = Command::new("systemctl");
-        disable.args(["disable", "--now"]).args(&services);
-        step::run("keeping their services off", "services", &disable, "stop them by hand")?;
+    for service in services {
+        // Nor at the next boot.
+        let mut disable = Command::new("update-rc.d");
+        disable.args([service, "disable"]);
+        let what = format!("keeping the service {service} off");
+        step::run(&what, "services", &disable, "switch it off by hand")?;
     }
     Ok(())
 }
