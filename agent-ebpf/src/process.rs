@@ -58,11 +58,9 @@ fn on_exit() -> Option<()> {
     // SAFETY: the value is copied at once.
     let place = *unsafe { THREADS.get(&tid) }?;
     let counters = Counters::of(slot)?;
-    for pending in &thread::at(place)?.pending {
-        let ended = pending.clear();
-        counters.add(counter!(pending), ended.wrapping_neg());
-        counters.add(counter!(unmatched), ended);
-    }
+    let ended = thread::at(place)?.clear();
+    counters.add(counter!(pending), ended.wrapping_neg());
+    counters.add(counter!(unmatched), ended);
     if THREADS.remove(&tid).is_ok() {
         // There are as many places as the stack holds.
         let _pushed = FREE_PLACES.push(place, 0);

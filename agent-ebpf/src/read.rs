@@ -47,7 +47,7 @@ fn on_read(sk: *const c_void) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
-    match thread::at(place)?.pending[inbound as usize].push(arrival_ns, now_ns) {
+    match thread::at(place)?.push(inbound as usize, arrival_ns, now_ns) {
         Some(tag) => {
             used.socket.pending_tag = tag;
             used.socket.pending_thread = place;

@@ -4,6 +4,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
@@ -49,7 +50,11 @@ fn on_write(sk: *const c_void) -> Option<()> {
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let outbound = used.outbound();
     let claim = match thread::place(used.socket, used.tid) {
-        Some(place) => Some(thread::at(place)?.pending[outbound as usize].claim(now_ns)),
+        Some(place) => {
+            // SAFETY: no precondition.
+            let random = unsafe { bpf_get_prandom_u32() };
+            Some(thread::at(place)?.claim(outbound as usize, now_ns, random))
+        }
         None => None,
     };
     if let Some(claim) = claim

@@ -1,9 +1,16 @@
-//! The pending set: messages that a proxy thread has read and not yet written on, oldest first.
+//! The pending sets: messages that a proxy thread has read and not yet written on, oldest first.
 //!
-//! A proxy's event loop reads several messages and then writes their continuations in the same order, so the
-//! write that starts a message takes the oldest entry of its own thread. Only the thread that owns a set
-//! pushes to it and claims from it; any CPU may end an entry, when the entry's socket answers or closes.
-//! Every step is O(1): the searches below are bounded by constants.
+//! An event loop reads what is ready, then writes what came of it. So a write that starts a message carries on one
+//! that its own thread has read, and of those one of the oldest *run*: the messages read with no write in between.
+//! Within a run nginx and `HAProxy` write in the order in which they read. Envoy does not: libevent runs the
+//! callbacks of one turn in the order of its timer heap. Which entry of a run a write carries on cannot be seen
+//! then, but how far the order holds can be, between the two directions, since a write shows its direction: with
+//! an order kept always the oldest message has the direction of the write, without any order by chance. So the
+//! oldest entry of the run is taken with the probability that this shows, any of the run otherwise. The mean is
+//! exact however entries are paired; this keeps the spread right too.
+//!
+//! Only the thread that owns a set pushes to it and claims from it; any CPU may end an entry, when the entry's
+//! socket answers or closes. Every step is O(1): the searches below are bounded by constants.
 
 /// A 64-bit word that several CPUs may change. All operations are single and relaxed: no entry is published
 /// to another thread, and an entry is ended by one compare-and-swap on its tag.
@@ -20,8 +27,16 @@ pub trait Word {
 
 /// Entries in one set. Connections per thread that can have a message inside the proxy at the same instant.
 pub const ENTRIES: usize = 1024;
-/// How many ended entries one claim may pass over.
-const CLAIM_STEPS: usize = 8;
+/// How many ended entries at the front are cleared away before a claim.
+const CLEAR_STEPS: usize = 32;
+/// How many entries at the front one claim may pass over after that.
+const CLAIM_STEPS: usize = 4;
+/// How often a live entry is sought anywhere in a run before the oldest is taken.
+const ANY_STEPS: usize = 4;
+/// At this many claims both counts of the order are halved, so that an old habit is forgotten.
+const ORDER_MEMORY: u64 = 4096;
+/// Claims, all in order, that a thread starts with.
+const ORDER_PRIOR: u64 = 64;
 /// How many ended entries one push clears away; more than the one it adds, so they cannot pile up.
 const PUSH_STEPS: usize = 2;
 /// How long an entry whose upstream connection has closed may still be claimed. A proxy may close upstream
@@ -56,12 +71,20 @@ pub struct Pending<W> {
     entries: [Entry<W>; ENTRIES],
 }
 
-/// The pending sets of one thread, by [`Direction`](crate::layout::Direction).
+/// The pending sets of one thread.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Thread<W> {
-    /// The two sets.
+    /// The two sets, by [`Direction`](crate::layout::Direction).
     pub pending: [Pending<W>; 2],
+    /// Where, in each set, the latest run begins.
+    run_start: [W; 2],
+    /// 1 if the thread's last message was written, 0 if it was read.
+    writing: W,
+    /// Claims while messages of both directions were pending in the run, halved from time to time.
+    order_seen: W,
+    /// Those of them whose direction was that of the oldest message.
+    order_kept: W,
 }
 
 /// What a claim found.
@@ -91,10 +114,74 @@ pub enum Found {
     TooFar,
 }
 
-impl<W: Word> Pending<W> {
-    /// Adds a message as the newest. Returns its tag, never 0, or `None` when the set is full.
+impl<W: Word> Thread<W> {
+    /// Adds a message as the newest of its direction. Returns its tag, never 0, or `None` when the set is full.
     #[inline(always)]
-    pub fn push(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
+    pub fn push(&self, direction: usize, arrival_ns: u64, read_ns: u64) -> Option<u64> {
+        if self.writing.load() != 0 {
+            self.writing.store(0);
+            self.run_start[0].store(self.pending[0].tail.load());
+            self.run_start[1].store(self.pending[1].tail.load());
+        }
+        self.pending[direction & 1].push(arrival_ns, read_ns)
+    }
+
+    /// Takes the message that a write of this thread carries on, in `direction`. `random` decides where the thread
+    /// does not keep the order of its messages: any bits, different each time.
+    #[inline(always)]
+    pub fn claim(&self, direction: usize, now_ns: u64, random: u32) -> Claim {
+        self.writing.store(1);
+        let (own, other) = (direction & 1, (direction ^ 1) & 1);
+        let (own_head, other_head) = (self.pending[own].clear_front(), self.pending[other].clear_front());
+        let own_start = self.run_start[own].load();
+        let in_older_run = own_head < own_start;
+        if in_older_run == (other_head < self.run_start[other].load())
+            && let (Some(own_ns), Some(other_ns)) =
+                (self.pending[own].live_read_ns(own_head), self.pending[other].live_read_ns(other_head))
+        {
+            self.note_order(own_ns < other_ns);
+        }
+        let set = &self.pending[own];
+        if !self.keeps_order(random & 0xffff) {
+            let end = if in_older_run { own_start } else { set.tail.load() };
+            if let Some(claim) = set.claim_any(own_head, end, random >> 16) {
+                return claim;
+            }
+        }
+        set.claim_oldest(now_ns)
+    }
+
+    #[inline(always)]
+    fn note_order(&self, kept: bool) {
+        let (mut seen, mut in_order) = (self.order_seen.load() + 1, self.order_kept.load() + u64::from(kept));
+        if seen >= ORDER_MEMORY {
+            seen /= 2;
+            in_order /= 2;
+        }
+        self.order_seen.store(seen);
+        self.order_kept.store(in_order);
+    }
+
+    /// True with the probability that the order is kept and not met by chance, which it is one time in two:
+    /// 2 x kept / seen - 1. `random` is of 16 bits.
+    #[inline(always)]
+    fn keeps_order(&self, random: u32) -> bool {
+        let (seen, kept) = (self.order_seen.load() + ORDER_PRIOR, self.order_kept.load() + ORDER_PRIOR);
+        u64::from(random) * seen + (seen << 16) < kept << 17
+    }
+
+    /// Ends all messages; returns how many there were. The thread is gone and its place is for another.
+    #[inline(always)]
+    pub fn clear(&self) -> u64 {
+        self.order_seen.store(0);
+        self.order_kept.store(0);
+        self.pending[0].clear() + self.pending[1].clear()
+    }
+}
+
+impl<W: Word> Pending<W> {
+    #[inline(always)]
+    fn push(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
         let tail = self.tail.load();
         let mut head = self.head.load();
         for _ in 0..PUSH_STEPS {
@@ -115,9 +202,53 @@ impl<W: Word> Pending<W> {
         Some(tag(tail, LIVE))
     }
 
+    /// Clears ended entries away from the front; the position of the oldest that is left.
+    #[inline(always)]
+    fn clear_front(&self) -> u64 {
+        let tail = self.tail.load();
+        let mut head = self.head.load();
+        for _ in 0..CLEAR_STEPS {
+            if head == tail || self.entry(head).tag.load() != tag(head, ENDED) {
+                break;
+            }
+            head += 1;
+        }
+        self.head.store(head);
+        head
+    }
+
+    /// When the message at `position` was read, if it is live.
+    #[inline(always)]
+    fn live_read_ns(&self, position: u64) -> Option<u64> {
+        let entry = self.entry(position);
+        (position != self.tail.load() && entry.tag.load() == tag(position, LIVE)).then(|| entry.read_ns.load())
+    }
+
+    /// Takes any live message from `start` up to `end`; `None` if none was hit upon.
+    #[inline(always)]
+    fn claim_any(&self, start: u64, end: u64, mut random: u32) -> Option<Claim> {
+        let span = end.checked_sub(start)?;
+        if span < 2 {
+            return None;
+        }
+        let alone = self.live.load() == 1;
+        for _ in 0..ANY_STEPS {
+            let position = start + u64::from(random).checked_rem(span)?;
+            // The multiplier of a full-period generator modulo 2^32 (Numerical Recipes, 3rd ed., 7.1).
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let entry = self.entry(position);
+            if entry.tag.swap_if(tag(position, LIVE), tag(position, ENDED)) {
+                self.live.add(u64::MAX);
+                let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
+                return Some(Claim { found: Found::Message { arrival_ns, read_ns, alone }, expired: 0 });
+            }
+        }
+        None
+    }
+
     /// Takes the oldest message.
     #[inline(always)]
-    pub fn claim(&self, now_ns: u64) -> Claim {
+    fn claim_oldest(&self, now_ns: u64) -> Claim {
         let tail = self.tail.load();
         let mut head = self.head.load();
         let mut found = Found::TooFar;
@@ -187,9 +318,8 @@ impl<W: Word> Pending<W> {
         let _was_live = self.entry(position).tag.swap_if(tag(position, LIVE), tag(position, ORPHAN));
     }
 
-    /// Ends all messages; returns how many there were. The thread that owned the set is gone.
     #[inline(always)]
-    pub fn clear(&self) -> u64 {
+    fn clear(&self) -> u64 {
         let live = self.live.load();
         self.head.store(self.tail.load());
         self.live.store(0);
@@ -254,14 +384,14 @@ mod tests {
         set.push(1, 10).unwrap();
         set.push(2, 20).unwrap();
         assert_eq!(
-            set.claim(30),
+            set.claim_oldest(30),
             Claim { found: Found::Message { arrival_ns: 1, read_ns: 10, alone: false }, expired: 0 }
         );
         assert_eq!(
-            set.claim(30),
+            set.claim_oldest(30),
             Claim { found: Found::Message { arrival_ns: 2, read_ns: 20, alone: true }, expired: 0 }
         );
-        assert_eq!(set.claim(30).found, Found::Nothing);
+        assert_eq!(set.claim_oldest(30).found, Found::Nothing);
     }
 
     #[test]
@@ -271,7 +401,7 @@ mod tests {
             assert!(set.push(i, i).is_some());
         }
         assert_eq!(set.push(0, 0), None);
-        set.claim(0);
+        set.claim_oldest(0);
         assert!(set.push(0, 0).is_some());
     }
 
@@ -281,8 +411,8 @@ mod tests {
         let (first, second) = (set.push(1, 10).unwrap(), set.push(2, 20).unwrap());
         set.orphan(first);
         set.orphan(second);
-        assert_eq!(message(set.claim(10 + ORPHAN_GRACE_NS)), Some(10));
-        let late = set.claim(21 + ORPHAN_GRACE_NS);
+        assert_eq!(message(set.claim_oldest(10 + ORPHAN_GRACE_NS)), Some(10));
+        let late = set.claim_oldest(21 + ORPHAN_GRACE_NS);
         assert_eq!(late, Claim { found: Found::Nothing, expired: 1 });
         assert_eq!(set.clear(), 0);
     }
@@ -308,8 +438,72 @@ mod tests {
         let second = set.push(2, 20).unwrap();
         set.end(second);
         assert_eq!((set.read_ns(first), set.read_ns(second), set.newest_read_ns()), (Some(10), None, 20));
-        set.claim(30);
+        set.claim_oldest(30);
         assert_eq!((set.read_ns(first), set.newest_read_ns()), (None, 20));
+    }
+
+    fn thread() -> Box<Thread<AtomicU64>> {
+        Box::new(Thread {
+            pending: [*empty(), *empty()],
+            run_start: Default::default(),
+            writing: AtomicU64::default(),
+            order_seen: AtomicU64::default(),
+            order_kept: AtomicU64::default(),
+        })
+    }
+
+    /// Two messages each way, read in turn, then written in this order of directions; returns how often the
+    /// oldest was taken among two.
+    fn oldest_taken(directions: [usize; 4], rounds: u64) -> u64 {
+        let thread = thread();
+        let mut oldest = 0;
+        let mut random = 1u64;
+        for round in 0..rounds {
+            let read_ns = |place: u64| round * 10 + place;
+            for place in 1..=4 {
+                thread.push(place as usize % 2, 1, read_ns(place)).unwrap();
+            }
+            let mut claimed = [0; 2];
+            for direction in directions {
+                // xorshift64
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let read = message(thread.claim(direction, read_ns(9), (random >> 32) as u32)).unwrap();
+                claimed[direction] += 1;
+                oldest += u64::from(claimed[direction] == 1 && read <= read_ns(2));
+            }
+        }
+        oldest
+    }
+
+    #[test]
+    fn a_thread_that_keeps_its_order_gets_the_oldest_always() {
+        assert_eq!(oldest_taken([1, 0, 1, 0], 10_000), 20_000);
+    }
+
+    #[test]
+    fn a_thread_that_turns_its_order_round_gets_any() {
+        let share = oldest_taken([0, 1, 0, 1], 10_000) as f64 / 20_000.0;
+        assert!((0.48..0.52).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn an_older_run_goes_before_a_newer_one_whatever_the_order() {
+        let thread = thread();
+        thread.order_seen.store(ORDER_MEMORY / 2, Relaxed);
+        for round in 0..1000 {
+            let read_ns = |place: u64| round * 100 + place;
+            let random = |place: u64| (round * 7919 + place * 104_729) as u32;
+            (1..=3).for_each(|place| drop(thread.push(0, 1, read_ns(place))));
+            thread.push(1, 1, read_ns(4)).unwrap();
+            thread.claim(1, read_ns(50), random(0));
+            (5..=7).for_each(|place| drop(thread.push(0, 1, read_ns(place))));
+            let order: Vec<_> =
+                (1..=6).map(|n| message(thread.claim(0, read_ns(50), random(n))).unwrap() % 100).collect();
+            assert!(order[..3].iter().all(|place| *place <= 3), "{order:?}");
+            assert_eq!(thread.claim(0, read_ns(50), 0).found, Found::Nothing);
+        }
     }
 
     #[derive(Clone, Debug)]
@@ -340,7 +534,7 @@ mod tests {
                         }
                     }
                     Step::Claim => {
-                        let claim = set.claim(clock);
+                        let claim = set.claim_oldest(clock);
                         match claim.found {
                             Found::Message { read_ns, alone, .. } => {
                                 prop_assert_eq!(alone, model.len() == 1);
