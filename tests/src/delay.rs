@@ -37,26 +37,39 @@ pub struct Delays {
     pub response: Duration,
 }
 
-/// How long one connection's bursts were really held: from the return of the read to the call of the write.
+/// How long one burst was really held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// From the return of the read to the call of the write, ns: what the proxy itself took.
+    pub held_ns: u64,
+    /// From the call of the read to the return of the write, ns: the two system calls as well, so whatever stamps
+    /// the bytes inside them sees something between the two numbers.
+    pub with_calls_ns: u64,
+}
+
+/// The log of one connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    /// Bursts from client to server, ns, in order.
-    pub request_ns: Vec<u64>,
-    /// Bursts from server to client, ns, in order.
-    pub response_ns: Vec<u64>,
+pub struct Log {
+    /// Bursts from client to server, in order.
+    pub request: Vec<Hold>,
+    /// Bursts from server to client, in order.
+    pub response: Vec<Hold>,
 }
 
 /// One client with the connection the proxy opened for it.
 struct Pair {
     client: TcpStream,
     server: TcpStream,
-    held: Held,
+    log: Log,
 }
 
 /// Bytes on their way through.
 struct Burst {
     pair: u64,
     way: Way,
+    /// When the read was called.
+    called_at: Instant,
+    /// When it returned.
     read_at: Instant,
     due: Instant,
     bytes: Vec<u8>,
@@ -87,7 +100,7 @@ pub fn run(
     upstream: SocketAddr,
     delays: Delays,
     listening: impl FnOnce(SocketAddr) -> Result<()>,
-    mut closed: impl FnMut(&Held) -> Result<()>,
+    mut closed: impl FnMut(&Log) -> Result<()>,
 ) -> Result<()> {
     // The default slack of 50 us would eat half of the time that is left for spinning.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
@@ -146,7 +159,7 @@ impl Toy {
             let name = self.next_pair * 2;
             epoll::add(&self.epoll, &client, epoll::EventData::new_u64(name), epoll::EventFlags::IN)?;
             epoll::add(&self.epoll, &server, epoll::EventData::new_u64(name + 1), epoll::EventFlags::IN)?;
-            Ok(Pair { client, server, held: Held::default() })
+            Ok(Pair { client, server, log: Log::default() })
         });
         match opened {
             Ok(pair) => {
@@ -158,7 +171,7 @@ impl Toy {
     }
 
     /// One read, which epoll said does not block. The end of either side ends the pair.
-    fn read(&mut self, socket: u64, closed: &mut impl FnMut(&Held) -> Result<()>) -> Result<()> {
+    fn read(&mut self, socket: u64, closed: &mut impl FnMut(&Log) -> Result<()>) -> Result<()> {
         let number = socket / 2;
         // An event of a pair that ended earlier in the same round.
         let Some(pair) = self.pairs.get_mut(&number) else { return Ok(()) };
@@ -167,6 +180,7 @@ impl Toy {
         } else {
             (&mut pair.server, Way::Response, self.delays.response)
         };
+        let called_at = Instant::now();
         let count = match stream.read(&mut self.scratch) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
@@ -177,7 +191,7 @@ impl Toy {
             return self.close(number, closed);
         }
         let bytes = self.scratch[..count].to_vec();
-        let burst = Burst { pair: number, way, read_at, due: read_at + delay, bytes };
+        let burst = Burst { pair: number, way, called_at, read_at, due: read_at + delay, bytes };
         match way {
             Way::Request => self.requests.push_back(burst),
             Way::Response => self.responses.push_back(burst),
@@ -186,11 +200,11 @@ impl Toy {
     }
 
     /// Forgets a pair and the bursts it still holds, and hands out its log.
-    fn close(&mut self, number: u64, closed: &mut impl FnMut(&Held) -> Result<()>) -> Result<()> {
+    fn close(&mut self, number: u64, closed: &mut impl FnMut(&Log) -> Result<()>) -> Result<()> {
         let Some(pair) = self.pairs.remove(&number) else { return Ok(()) };
         self.requests.retain(|burst| burst.pair != number);
         self.responses.retain(|burst| burst.pair != number);
-        closed(&pair.held)
+        closed(&pair.log)
     }
 
     /// Writes every burst that is due or will be within the spinning time.
@@ -211,19 +225,25 @@ impl Toy {
     fn write(&mut self, burst: &Burst) {
         let Some(pair) = self.pairs.get_mut(&burst.pair) else { return };
         let (stream, log) = match burst.way {
-            Way::Request => (&mut pair.server, &mut pair.held.request_ns),
-            Way::Response => (&mut pair.client, &mut pair.held.response_ns),
+            Way::Request => (&mut pair.server, &mut pair.log.request),
+            Way::Response => (&mut pair.client, &mut pair.log.response),
         };
         while Instant::now() < burst.due {
             std::hint::spin_loop();
         }
         let held = burst.read_at.elapsed();
-        log.push(u64::try_from(held.as_nanos()).unwrap_or(u64::MAX));
-        if stream.write_all(&burst.bytes).is_err() {
+        let written = stream.write_all(&burst.bytes);
+        let with_calls = burst.called_at.elapsed();
+        log.push(Hold { held_ns: whole_ns(held), with_calls_ns: whole_ns(with_calls) });
+        if written.is_err() {
             // Epoll reports the broken socket as readable, and its read ends the pair.
             if let Err(error) = stream.shutdown(Shutdown::Both) {
                 eprintln!("delay proxy: a broken connection could not be shut down: {error}");
             }
         }
     }
+}
+
+fn whole_ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ use bed::proxy::{Proxy, ProxyKind};
 use bed::tools;
 use bed::wire::{Direction, Latencies, Wire};
 use clap::ValueEnum;
-use serde_json::json;
+use serde::Serialize;
 
 use crate::{cargo, setup};
 use verdict::{Comparison, Document, Matching};
@@ -82,6 +82,28 @@ struct Programs {
     bed: PathBuf,
 }
 
+/// One line of `--json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    proxy: &'a str,
+    protocol: &'a str,
+    connections: u32,
+    direction: &'a str,
+    #[serde(flatten)]
+    comparison: &'a Comparison,
+}
+
+/// The last line of `--json`: messages, over all combinations.
+#[derive(Serialize)]
+struct Sums {
+    /// By the agent.
+    seen: u64,
+    /// Exactly or ambiguously.
+    matched: u64,
+    /// In the packets.
+    wire: u64,
+}
+
 /// One combination, measured.
 struct Cell {
     proxy: ProxyKind,
@@ -129,7 +151,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         }
     }
     if options.json {
-        println!("{}", json!({"seen": seen, "matched": matched, "wire": wire}));
+        println!("{}", serde_json::to_string(&Sums { seen, matched, wire })?);
     } else if options.wire_only {
         println!("{wire} messages on the wire");
     } else {
@@ -273,7 +295,14 @@ impl Cell {
             let name = direction.as_str();
             if options.json {
                 for comparison in comparisons {
-                    println!("{}", self.line(options.protocol, name, comparison)?);
+                    let line = Line {
+                        proxy: self.proxy.name(),
+                        protocol: &options.protocol.to_string(),
+                        connections: self.connections,
+                        direction: name,
+                        comparison,
+                    };
+                    println!("{}", serde_json::to_string(&line)?);
                 }
                 continue;
             }
@@ -305,19 +334,5 @@ impl Cell {
             self.matching.seen
         );
         Ok(())
-    }
-
-    fn line(&self, protocol: Protocol, direction: &str, comparison: &Comparison) -> Result<String> {
-        let Comparison { stat, wire_us, agent_us, within } = comparison;
-        Ok(serde_json::to_string(&json!({
-            "proxy": self.proxy.name(),
-            "protocol": protocol.to_string(),
-            "connections": self.connections,
-            "direction": direction,
-            "stat": stat,
-            "wire_us": wire_us,
-            "agent_us": agent_us,
-            "within": within,
-        }))?)
     }
 }

@@ -80,7 +80,7 @@ fn main() -> Result<()> {
                 request: Duration::from_micros(request_us),
                 response: Duration::from_micros(response_us),
             };
-            delay::run(listen, upstream, delays, listening, |held| say(&serde_json::to_string(held)?))
+            delay::run(listen, upstream, delays, listening, |log| say(&serde_json::to_string(log)?))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bed::wire::{Direction, Latencies};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The budget of each statistic: this, or the share below where that is more.
 const BUDGET_NS: f64 = 2_000.0;
@@ -46,7 +46,7 @@ pub struct Matching {
 }
 
 /// One number, twice.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     /// `mean`, `p50`, `p90`, `p99` or `p99.9`.
     pub stat: &'static str,
