@@ -40,6 +40,8 @@ const ANY_STEPS: usize = 8;
 const ORDER_MEMORY: u64 = 4096;
 /// Claims, all in order, that a thread starts with.
 const ORDER_PRIOR: u64 = 64;
+/// Sizes of turns told apart: 1, 2 to 3, 4 to 7, ... 128 and more.
+const ORDER_SIZES: usize = 8;
 /// How many ended entries one push clears away; more than the one it adds, so they cannot pile up.
 const PUSH_STEPS: usize = 2;
 /// How long an entry whose upstream connection has closed may still be claimed. A proxy may close upstream
@@ -86,12 +88,20 @@ pub struct Thread<W> {
     turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
     writing: W,
+    /// How far the order holds, by the power of two of the messages left in the turn: small turns keep it better.
+    order: [Order<W>; ORDER_SIZES],
+}
+
+/// How far a thread keeps the order of its messages, as seen between the two directions.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Order<W> {
     /// Claims while messages of both directions were pending in one turn, halved from time to time.
-    order_seen: W,
+    seen: W,
     /// Those of them whose direction was that of the oldest message.
-    order_kept: W,
+    kept: W,
     /// How many of them would have had it by chance, times 2^16.
-    order_chance: W,
+    chance: W,
 }
 
 /// What a claim found.
@@ -143,17 +153,21 @@ impl<W: Word> Thread<W> {
         let (own_head, other_head) = (self.pending[own].clear_front(), self.pending[other].clear_front());
         let (own_end, own_older) = self.turn_end(own, own_head);
         let (other_end, other_older) = self.turn_end(other, other_head);
-        if own_older == other_older
+        let own_span = own_end - own_head;
+        let other_span = if own_older == other_older { other_end - other_head } else { 0 };
+        let order = &self.order[size_class(own_span + other_span)];
+        if other_span > 0
             && let (Some(own_ns), Some(other_ns)) =
                 (self.pending[own].live_read_ns(own_head), self.pending[other].live_read_ns(other_head))
         {
-            let (own_span, other_span) = (own_end - own_head, other_end - other_head);
             let kept = own_ns < other_ns;
-            let chance = (if kept { own_span } else { other_span } << 16) / (own_span + other_span).max(1);
-            self.note_order(kept, chance);
+            let of_oldest = if kept { own_span } else { other_span };
+            // Never zero; the kernel's verifier wants to see that no division can fail.
+            let chance = (of_oldest << 16).checked_div(own_span + other_span).unwrap_or(0);
+            order.note(kept, chance);
         }
         let set = &self.pending[own];
-        if !self.keeps_order(random & 0xffff) {
+        if !order.holds(random & 0xffff) {
             if let Some(claim) = set.claim_any(own_head, own_end, random >> 16) {
                 return claim;
             }
@@ -168,39 +182,47 @@ impl<W: Word> Thread<W> {
         if head < start { (start, true) } else { (self.pending[direction & 1].tail.load(), false) }
     }
 
+    /// Ends all messages; returns how many there were. The thread is gone and its place is for another.
     #[inline(always)]
-    fn note_order(&self, kept: bool, chance: u64) {
-        let mut counts = [
-            self.order_seen.load() + 1,
-            self.order_kept.load() + u64::from(kept),
-            self.order_chance.load() + chance,
-        ];
+    pub fn clear(&self) -> u64 {
+        for order in &self.order {
+            order.seen.store(0);
+            order.kept.store(0);
+            order.chance.store(0);
+        }
+        self.pending[0].clear() + self.pending[1].clear()
+    }
+}
+
+impl<W: Word> Order<W> {
+    #[inline(always)]
+    fn note(&self, kept: bool, chance: u64) {
+        let mut counts =
+            [self.seen.load() + 1, self.kept.load() + u64::from(kept), self.chance.load() + chance];
         if counts[0] >= ORDER_MEMORY {
             counts = counts.map(|count| count / 2);
         }
-        self.order_seen.store(counts[0]);
-        self.order_kept.store(counts[1]);
-        self.order_chance.store(counts[2]);
+        self.seen.store(counts[0]);
+        self.kept.store(counts[1]);
+        self.chance.store(counts[2]);
     }
 
     /// True with the probability that the order is kept and not met by chance: (kept - chance) / (seen - chance).
     /// `random` is of 16 bits.
     #[inline(always)]
-    fn keeps_order(&self, random: u32) -> bool {
-        let chance = self.order_chance.load();
-        let seen = (self.order_seen.load() + ORDER_PRIOR) << 16;
-        let kept = (self.order_kept.load() + ORDER_PRIOR) << 16;
+    fn holds(&self, random: u32) -> bool {
+        let chance = self.chance.load();
+        let seen = (self.seen.load() + ORDER_PRIOR) << 16;
+        let kept = (self.kept.load() + ORDER_PRIOR) << 16;
         (u64::from(random) * seen.saturating_sub(chance)) >> 16 < kept.saturating_sub(chance)
     }
+}
 
-    /// Ends all messages; returns how many there were. The thread is gone and its place is for another.
-    #[inline(always)]
-    pub fn clear(&self) -> u64 {
-        self.order_seen.store(0);
-        self.order_kept.store(0);
-        self.order_chance.store(0);
-        self.pending[0].clear() + self.pending[1].clear()
-    }
+/// Which [`Order`] a turn of `size` messages has.
+#[inline(always)]
+fn size_class(size: u64) -> usize {
+    let log2 = 63 - (size | 1).leading_zeros() as usize;
+    if log2 < ORDER_SIZES { log2 } else { ORDER_SIZES - 1 }
 }
 
 impl<W: Word> Pending<W> {
@@ -473,10 +495,16 @@ mod tests {
             turn_start: Default::default(),
             turn_read_ns: AtomicU64::default(),
             writing: AtomicU64::default(),
-            order_seen: AtomicU64::default(),
-            order_kept: AtomicU64::default(),
-            order_chance: AtomicU64::default(),
+            order: Default::default(),
         })
+    }
+
+    /// As if chance alone had been seen in turns of every size.
+    fn without_order(thread: &Thread<AtomicU64>) {
+        for order in &thread.order {
+            order.seen.store(ORDER_MEMORY / 2, Relaxed);
+            order.chance.store((ORDER_MEMORY / 2) << 15, Relaxed);
+        }
     }
 
     /// Two messages each way, read in turn, then written in this order of directions; returns how often the
@@ -518,8 +546,7 @@ mod tests {
     #[test]
     fn an_older_turn_goes_before_a_newer_one_whatever_the_order() {
         let thread = thread();
-        thread.order_seen.store(ORDER_MEMORY / 2, Relaxed);
-        thread.order_chance.store((ORDER_MEMORY / 2) << 15, Relaxed);
+        without_order(&thread);
         for round in 0..1000 {
             let read_ns = |place: u64| round * 100 + place;
             let random = |place: u64| (round * 7919 + place * 104_729) as u32;
@@ -537,8 +564,7 @@ mod tests {
     #[test]
     fn a_message_that_arrived_after_the_first_read_is_of_a_later_turn() {
         let thread = thread();
-        thread.order_seen.store(ORDER_MEMORY / 2, Relaxed);
-        thread.order_chance.store((ORDER_MEMORY / 2) << 15, Relaxed);
+        without_order(&thread);
         for round in 1..1000 {
             let at = |place: u64| round * 100 + place;
             thread.push(0, at(1), at(10)).unwrap();
