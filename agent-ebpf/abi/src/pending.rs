@@ -84,11 +84,13 @@ pub struct Thread<W> {
     pub pending: [Pending<W>; 2],
     /// Where, in each set, the latest turn begins.
     turn_start: [W; 2],
+    /// Where the turn before it began.
+    older_start: [W; 2],
     /// When the latest turn's first message was read, ns.
     turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
     writing: W,
-    /// How far the order holds, by the power of two of the messages left in the turn: small turns keep it better.
+    /// How far the order holds, by the power of two of the turn's messages: small turns keep it better.
     order: [Order<W>; ORDER_SIZES],
 }
 
@@ -138,8 +140,10 @@ impl<W: Word> Thread<W> {
         if self.writing.load() != 0 || arrival_ns > self.turn_read_ns.load() {
             self.writing.store(0);
             self.turn_read_ns.store(read_ns);
-            self.turn_start[0].store(self.pending[0].tail.load());
-            self.turn_start[1].store(self.pending[1].tail.load());
+            for direction in 0..2 {
+                self.older_start[direction].store(self.turn_start[direction].load());
+                self.turn_start[direction].store(self.pending[direction].tail.load());
+            }
         }
         self.pending[direction & 1].push(arrival_ns, read_ns)
     }
@@ -153,13 +157,12 @@ impl<W: Word> Thread<W> {
         let (own_head, other_head) = (self.pending[own].clear_front(), self.pending[other].clear_front());
         let (own_end, own_older) = self.turn_end(own, own_head);
         let (other_end, other_older) = self.turn_end(other, other_head);
-        let own_span = own_end - own_head;
-        let other_span = if own_older == other_older { other_end - other_head } else { 0 };
-        let order = &self.order[size_class(own_span + other_span)];
-        if other_span > 0
+        let order = &self.order[size_class(self.turn_size(own_older))];
+        if own_older == other_older
             && let (Some(own_ns), Some(other_ns)) =
                 (self.pending[own].live_read_ns(own_head), self.pending[other].live_read_ns(other_head))
         {
+            let (own_span, other_span) = (own_end - own_head, other_end - other_head);
             let kept = own_ns < other_ns;
             let of_oldest = if kept { own_span } else { other_span };
             // Never zero; the kernel's verifier wants to see that no division can fail.
@@ -173,6 +176,21 @@ impl<W: Word> Thread<W> {
             }
         }
         set.claim_oldest(now_ns)
+    }
+
+    /// How many messages of both directions the latest turn has so far, or the turn before it had.
+    #[inline(always)]
+    fn turn_size(&self, older: bool) -> u64 {
+        let mut size = 0;
+        for direction in 0..2 {
+            let start = self.turn_start[direction].load();
+            size += if older {
+                start - self.older_start[direction].load()
+            } else {
+                self.pending[direction].tail.load() - start
+            };
+        }
+        size
     }
 
     /// Where the turn of the oldest message in a set ends, and whether it is a turn before the latest.
@@ -493,6 +511,7 @@ mod tests {
         Box::new(Thread {
             pending: [*empty(), *empty()],
             turn_start: Default::default(),
+            older_start: Default::default(),
             turn_read_ns: AtomicU64::default(),
             writing: AtomicU64::default(),
             order: Default::default(),
