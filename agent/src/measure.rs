@@ -1,7 +1,7 @@
 //! The owner of the probes: which proxies are followed, and what was counted so far.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsRawFd as _;
 
 use aya::maps::{MapData, RingBuf};
 use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK};
@@ -10,6 +10,7 @@ use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::discover::{self, DiscoverError, Found, Target};
 use crate::drain;
 use crate::probe::{Options, ProbeError, Probes};
@@ -45,6 +46,7 @@ pub struct Measurement {
     /// Proxies that found no slot, so that each is said once.
     refused: HashSet<u32>,
     settle_ticks: u32,
+    begun: Snapshot,
 }
 
 impl Measurement {
@@ -60,9 +62,11 @@ impl Measurement {
             reason = "its successor is unsafe; a ring buffer keeps its descriptor as long as it lives"
         )]
         let events = AsyncFd::new(probes.take_events()?).map_err(MeasureError::Events)?;
+        let begun = drain::snapshot(&probes, &[], clock::now())?;
         let mut new = Self {
             probes,
             events,
+            begun,
             targets,
             proxies: Vec::new(),
             members: HashMap::new(),
@@ -79,9 +83,21 @@ impl Measurement {
         &self.proxies
     }
 
-    /// All counters now.
+    /// The counters when nothing was followed yet: all of them zero.
+    pub fn begun(&self) -> &Snapshot {
+        &self.begun
+    }
+
+    /// All counters now. Messages go on crossing while it is taken, so single counters may be a few apart.
     pub fn snapshot(&self) -> Result<Snapshot, MeasureError> {
-        Ok(drain::snapshot(&self.probes, &self.proxies, crate::clock::now())?)
+        Ok(drain::snapshot(&self.probes, &self.proxies, clock::now())?)
+    }
+
+    /// Detaches the probes and returns the counters as they stand still.
+    pub fn finish(mut self) -> Result<Snapshot, MeasureError> {
+        let at = clock::now();
+        self.probes.detach()?;
+        Ok(drain::snapshot(&self.probes, &self.proxies, at)?)
     }
 
     /// Waits for news of processes and acts on them. Cancel-safe.
@@ -111,7 +127,7 @@ impl Measurement {
             PROCESS_EXEC => self.on_exec(tgid),
             PROCESS_FORK => {
                 // The kernel follows it already, as what its parent was.
-                if let Some(slot) = self.probes.proxies()?.get(&tgid, 0).ok() {
+                if let Ok(slot) = self.probes.proxies()?.get(&tgid, 0) {
                     self.members.insert(tgid, slot);
                 }
                 Ok(())

@@ -39,7 +39,7 @@ impl Measured {
         let crossings = self.class("exact") + self.class("ambiguous");
         let of = |segment: &str| -> u64 {
             let fitting = self.hops.iter().filter(|hop| hop["segment"] == segment);
-            fitting.map(|hop| hop["count"].as_u64().unwrap()).sum()
+            fitting.map(|hop| hop["count"].as_u64().expect("a count")).sum()
         };
         for segment in ["hop", "queue", "proxy"] {
             assert_eq!(of(segment), crossings, "{segment}: {}", self.matching);

@@ -7,11 +7,28 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use bed::python;
 use serde_json::{Value, json};
+use smp_agent::document::Document;
+use smp_agent::node::Node;
 use smp_agent::result_files::{OVERHEAD_JSON, RESULT_JSON, RESULT_YAML, write_all};
 use smp_agent::smp::{SmpResult, Test};
+use smp_agent::window::Window;
 use tempfile::TempDir;
 
 mod synthetic;
+
+/// The document of the window from 1 s to 3 s, on a node made up as well.
+fn document() -> Document {
+    let node = Node {
+        name: "node-a".into(),
+        kernel: "6.18.44".into(),
+        arch: "x86_64".into(),
+        os: Some("Linux (Debian 12)".into()),
+        cpus: Some(2),
+        mem_bytes: Some(8_342_589_440),
+    };
+    let window = Window::between(&synthetic::snapshot(1), &synthetic::snapshot(3));
+    Document::new(&window, node, "0d3f9a52-4f4e-4f7c-9a55-58a7c0f1f2aa", "0.1.0")
+}
 
 /// A directory with the files of the synthetic measurement and the descriptors of `agent/proto`.
 fn written() -> Result<TempDir> {
@@ -25,7 +42,7 @@ fn written() -> Result<TempDir> {
         duration: Some(Duration::from_secs(2)),
         load_generator: Some("/usr/bin/wrk".into()),
     };
-    let document = synthetic::document();
+    let document = document();
     write_all(dir.path(), &document, &SmpResult::new(&document, &test))?;
     fs::write(dir.path().join("smp.pb"), descriptors()?)?;
     Ok(dir)
@@ -119,7 +136,7 @@ fn payloads_decode_to_the_numbers_beside_them() -> Result<()> {
 
 #[test]
 fn classes_of_the_document_sum_to_seen() -> Result<()> {
-    let document = serde_json::to_value(synthetic::document())?;
+    let document = serde_json::to_value(document())?;
     let proxies = document["proxies"].as_array().context("no proxies")?;
     for matching in proxies.iter().map(|proxy| &proxy["matching"]).chain([&document["matching"]]) {
         let of = |key: &str| matching[key].as_u64().with_context(|| format!("{key} in {matching}"));

@@ -63,8 +63,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
             }
         }
     }
-    latest.send_replace(Some(Arc::new(measurement.snapshot()?)));
-    drop(measurement);
+    latest.send_replace(Some(Arc::new(measurement.finish()?)));
     let _already_stopped = stop.send(());
     if let Ok(ended) = tokio::time::timeout(STOP_GRACE, server).await {
         ended.map_err(|error| CliError::Serve(error.into()))?.map_err(CliError::Serve)?;

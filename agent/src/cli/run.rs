@@ -66,13 +66,12 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     let mut signals = Signals::new().map_err(CliError::Signal)?;
     let mut measurement = Measurement::start(&args.measure.probes.options(), args.measure.targets())?;
-    let opened = measurement.snapshot()?;
+    let opened = measurement.begun().clone();
     let mut command = start(&args)?;
     let limit = args.window.or_else(|| command.is_none().then_some(DEFAULT_WINDOW));
     let end = wait(&mut measurement, &mut signals, command.as_mut(), limit).await;
     // The window is closed before anything else is done, also when waiting failed.
-    let closed = measurement.snapshot()?;
-    drop(measurement);
+    let closed = measurement.finish()?;
     let end = end?;
 
     let window = Window::between(&opened, &closed);
@@ -112,7 +111,7 @@ async fn wait(
     mut command: Option<&mut Child>,
     limit: Option<Duration>,
 ) -> Result<End, CliError> {
-    let far = Duration::from_secs(365 * 24 * 3600);
+    let far = Duration::from_hours(24 * 365);
     let deadline = Instant::now() + limit.unwrap_or(far);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

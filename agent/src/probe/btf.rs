@@ -222,7 +222,7 @@ mod tests {
         types.extend([text("alias"), KIND_TYPEDEF << 24, 2]);
         types.extend([0, KIND_UNION << 24 | 2, 8, text("u"), 1, 0, text("named"), 3, 0]);
         types.extend([text("outer"), 1 << 31 | KIND_STRUCT << 24 | 3, 16]);
-        types.extend([text("x"), 1, 0, 0, 4, 32, text("bits"), 1, 3 << 24 | 96]);
+        types.extend([text("x"), 1, 0, 0, 4, 32, text("bits"), 1, 3 << 24 | 0x60]);
         types.extend([text("btf_trace_thing"), KIND_TYPEDEF << 24, 1]);
         let types_bytes = types.len() as u32 * 4;
         let header = [24, 0, types_bytes, types_bytes, strings.len() as u32];

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, Stack};
+use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -76,6 +77,14 @@ pub enum ProbeError {
         /// What the kernel said.
         source: MapError,
     },
+    /// A program stays attached until the agent ends.
+    #[error("detaching {program}: {source}")]
+    Detach {
+        /// Which one.
+        program: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
     /// A stamp has no working program.
     #[error(
         "hops cannot be measured: {program} ({hook}): {reason}; `smp-agent doctor` shows the whole table"
@@ -94,6 +103,7 @@ pub enum ProbeError {
 pub struct Probes {
     ebpf: Ebpf,
     verdicts: Vec<Verdict>,
+    links: Vec<(&'static str, BtfTracePointLinkId)>,
     max_proxies: u32,
     /// Keeps the kernel's run-time statistics on.
     _statistics: Option<OwnedFd>,
@@ -126,7 +136,13 @@ impl Probes {
         let ebpf = load(&btf, &kernel, &mut verdicts, options)?;
         // Refused without CAP_SYS_ADMIN: then the agent's own cost is reported as unknown.
         let statistics = enable_stats(Stats::RunTime).ok();
-        let mut probes = Self { ebpf, verdicts, max_proxies: options.max_proxies, _statistics: statistics };
+        let mut probes = Self {
+            ebpf,
+            verdicts,
+            links: Vec::new(),
+            max_proxies: options.max_proxies,
+            _statistics: statistics,
+        };
         probes.free_places()?;
         probes.attach_loaded();
         Ok(probes)
@@ -140,7 +156,9 @@ impl Probes {
                 .iter()
                 .zip(&self.verdicts)
                 .any(|(other, verdict)| *verdict == Verdict::Attached && program.replaced_by(other));
-            if program.purpose.needed_for_hops() && !replaced {
+            let last = PROGRAMS.iter().rfind(|other| other.purpose == program.purpose);
+            let is_last = last.is_some_and(|other| other.name == program.name);
+            if program.purpose.needed_for_hops() && !replaced && is_last {
                 let reason = reason.clone();
                 return Err(ProbeError::Hook { program: program.name, hook: program.hook, reason });
             }
@@ -229,12 +247,20 @@ impl Probes {
             if *verdict != Verdict::Attached {
                 continue;
             }
-            let attached =
-                tracepoint(&mut self.ebpf, program.name).and_then(|loaded| loaded.attach().map(drop));
-            if let Err(error) = attached {
-                *verdict = Verdict::Failed(chain(&error));
+            match tracepoint(&mut self.ebpf, program.name).and_then(BtfTracePoint::attach) {
+                Ok(link) => self.links.push((program.name, link)),
+                Err(error) => *verdict = Verdict::Failed(chain(&error)),
             }
         }
+    }
+
+    /// Detaches all programs, the last attached first; what they counted stays readable, and still.
+    pub fn detach(&mut self) -> Result<(), ProbeError> {
+        while let Some((program, link)) = self.links.pop() {
+            let detached = tracepoint(&mut self.ebpf, program).and_then(|loaded| loaded.detach(link));
+            detached.map_err(|source| ProbeError::Detach { program, source })?;
+        }
+        Ok(())
     }
 
     /// Run time in ns, runs and runs skipped by the kernel, from the program's `fdinfo` (`bpf_prog_show_fdinfo`

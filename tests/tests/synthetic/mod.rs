@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use smp_agent::document::Document;
 use smp_agent::histogram::Histogram;
 use smp_agent::hop::{Direction, Segment, series_index};
-use smp_agent::node::Node;
 use smp_agent::probe::Verdict;
-use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot, Window};
+use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot};
 
 /// Counters `seconds` after the agent's start: an Envoy with samples in all eight series, an nginx that sees
 /// requests but no responses, and an idle HAProxy.
@@ -29,20 +27,6 @@ pub fn snapshot(seconds: u32) -> Snapshot {
         ],
         self_use: SelfUse { cpu_ns: 1_234_567 * steps, rss_bytes: 9 << 20 },
     }
-}
-
-/// The document of the window from 1 s to 3 s, on a node made up as well.
-pub fn document() -> Document {
-    let node = Node {
-        name: "node-a".into(),
-        kernel: "6.18.44".into(),
-        arch: "x86_64".into(),
-        os: Some("Linux (Debian 12)".into()),
-        cpus: Some(2),
-        mem_bytes: Some(8_342_589_440),
-    };
-    let window = Window::between(&snapshot(1), &snapshot(3));
-    Document::new(&window, node, "0d3f9a52-4f4e-4f7c-9a55-58a7c0f1f2aa", "0.1.0")
 }
 
 fn proxy(slot: u32, pid: u32, name: &str, steps: u64, directions: &[Direction]) -> ProxyWindow {
