@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Loss, Socket, TURN_READING};
+use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_READING};
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{TCP_COPIED_SEQ, TCP_RCV_NXT, field};
@@ -47,7 +47,9 @@ fn on_read(sk: *const c_void) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
-    match thread::at(place)?.push(inbound as usize, arrival_ns, now_ns) {
+    let socket = &used.socket;
+    let downstream = u64::from(if socket.role == ROLE_ACCEPTED { socket.id } else { socket.downstream });
+    match thread::at(place)?.push(inbound as usize, arrival_ns, now_ns, downstream) {
         Some(tag) => {
             used.socket.pending_tag = tag;
             used.socket.pending_thread = place;

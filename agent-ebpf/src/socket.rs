@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::bpf_skc_to_tcp_sock;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_skc_to_tcp_sock};
 use smp_agent_abi::layout::{Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, ROLE_UNKNOWN, Socket, TURN_NONE};
 use smp_agent_abi::names::listener_key;
 
@@ -50,7 +50,9 @@ pub fn take_up<'a>(sk: *const c_void, slot: u32, role: u32) -> Option<&'a mut So
         ROLE_UNKNOWN => ROLE_OPENED,
         known => known,
     };
-    let mut initial = Socket { proxy_slot: slot, role, turn: TURN_NONE, ..Socket::default() };
+    // SAFETY: no precondition.
+    let id = unsafe { bpf_get_prandom_u32() } | 1;
+    let mut initial = Socket { proxy_slot: slot, role, id, turn: TURN_NONE, ..Socket::default() };
     let taken = socket_state_or(sk, &mut initial);
     if taken.is_none() {
         Counters::of(slot)?.lose(Loss::SocketState);

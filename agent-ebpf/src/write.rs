@@ -53,7 +53,14 @@ fn on_write(sk: *const c_void) -> Option<()> {
         Some(place) => {
             // SAFETY: no precondition.
             let random = unsafe { bpf_get_prandom_u32() };
-            Some(thread::at(place)?.claim(outbound as usize, now_ns, random))
+            let claim = if used.socket.role == ROLE_ACCEPTED {
+                thread::at(place)?.claim(outbound as usize, now_ns, random, u64::from(used.socket.id))
+            } else {
+                let claim = thread::at(place)?.claim(outbound as usize, now_ns, random, 0);
+                used.socket.downstream = claim.downstream as u32;
+                claim
+            };
+            Some(claim)
         }
         None => None,
     };

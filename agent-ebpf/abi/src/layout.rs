@@ -175,6 +175,10 @@ pub struct Socket {
     pub tid: u32,
     /// Place of that thread's pending sets; meaningful when `tid` is set.
     pub thread: u32,
+    /// A number of its own, as good as unique, never 0.
+    pub id: u32,
+    /// Of an opened connection: the accepted one whose request it carries if all are paired in order; 0 if none.
+    pub downstream: u32,
     /// Always zero.
     pub reserved: u32,
 }
@@ -187,7 +191,7 @@ const _: () = {
     assert!(offset_of!(Tally, lost) == 64);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == 7 * 8 + 10 * 4);
+    assert!(size_of::<Socket>() == 7 * 8 + 12 * 4);
     assert!(offset_of!(Socket, pending_thread) == 56);
 };
 

@@ -5,12 +5,15 @@
 //! A turn ends with a write, or with a message that arrived after the turn's first read: the loop cannot have
 //! known of it before.
 //!
-//! Within a turn nginx and `HAProxy` write in the order in which they read. Envoy does not: libevent runs the
-//! callbacks of one turn in the order of its timer heap. Which entry of a turn a write carries on cannot be seen
-//! then, but how far the order holds can be, between the two directions, since a write shows its direction. That is
-//! the oldest message's always where the order is kept, and as often as chance has it where there is no order. So
-//! the oldest entry of the turn is taken with the probability that this shows, any of the turn otherwise. The mean
-//! is exact however entries are paired; this keeps the spread right too.
+//! Within a turn nginx and `HAProxy` write each direction in the order in which they read. Whether a thread does is
+//! seen by going there and back: pairing requests in order gives every upstream connection a downstream one, and
+//! pairing responses in order must lead back to it. Such a thread's oldest message of the turn is taken.
+//!
+//! Envoy keeps no such order: libevent runs the callbacks of one turn in the order of its timer heap. Which entry of
+//! a turn a write carries on cannot be seen then, but how far the order holds can be, between the two directions,
+//! since a write shows its direction. That is the oldest message's always where the order is kept, and as often as
+//! chance has it where there is none. So the oldest entry of the turn is taken with the probability that this shows,
+//! any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread right too.
 //!
 //! Only the thread that owns a set pushes to it and claims from it; any CPU may end an entry, when the entry's
 //! socket answers or closes. Every step is O(1): the searches below are bounded by constants.
@@ -38,8 +41,11 @@ const CLAIM_STEPS: usize = 4;
 const ANY_STEPS: usize = 8;
 /// At this many claims both counts of the order are halved, so that an old habit is forgotten.
 const ORDER_MEMORY: u64 = 4096;
-/// Claims, all in order, that a thread starts with.
+/// Responses, all of which lead back, that a thread starts with.
 const ORDER_PRIOR: u64 = 64;
+/// This share of responses must lead back for a thread to keep the order: HAProxy's do but for those whose request
+/// waited for a connection, Envoy's one in a few.
+const ALL_RETURN: (u64, u64) = (7, 8);
 /// Sizes of turns told apart: 1, 2 to 3, 4 to 7, ... 128 and more.
 const ORDER_SIZES: usize = 8;
 /// How many ended entries one push clears away; more than the one it adds, so they cannot pile up.
@@ -61,6 +67,8 @@ pub struct Entry<W> {
     tag: W,
     arrival_ns: W,
     read_ns: W,
+    /// Which downstream socket a request came from, or a response should go to if all were paired in order.
+    downstream: W,
 }
 
 /// Messages of one thread and one direction.
@@ -86,6 +94,8 @@ pub struct Thread<W> {
     turn_start: [W; 2],
     /// Where the turn before it began.
     older_start: [W; 2],
+    /// The position each set would be claimed at next if all were claimed in order.
+    in_order: [W; 2],
     /// When the latest turn's first message was read, ns.
     turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
@@ -98,6 +108,10 @@ pub struct Thread<W> {
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Order<W> {
+    /// Responses that had another one beside them in their turn, halved from time to time.
+    returned: W,
+    /// Those of them that pairing in order led back to where their request came from.
+    returned_right: W,
     /// Claims while messages of both directions were pending in one turn, halved from time to time.
     seen: W,
     /// Those of them whose direction was that of the oldest message.
@@ -113,6 +127,8 @@ pub struct Claim {
     pub found: Found,
     /// Orphans that were too old and were ended on the way.
     pub expired: u64,
+    /// The downstream socket of the message that is next in order, whichever was taken.
+    pub downstream: u64,
 }
 
 /// The message a claim took.
@@ -136,7 +152,7 @@ pub enum Found {
 impl<W: Word> Thread<W> {
     /// Adds a message as the newest of its direction. Returns its tag, never 0, or `None` when the set is full.
     #[inline(always)]
-    pub fn push(&self, direction: usize, arrival_ns: u64, read_ns: u64) -> Option<u64> {
+    pub fn push(&self, direction: usize, arrival_ns: u64, read_ns: u64, downstream: u64) -> Option<u64> {
         if self.writing.load() != 0 || arrival_ns > self.turn_read_ns.load() {
             self.writing.store(0);
             self.turn_read_ns.store(read_ns);
@@ -145,13 +161,14 @@ impl<W: Word> Thread<W> {
                 self.turn_start[direction].store(self.pending[direction].tail.load());
             }
         }
-        self.pending[direction & 1].push(arrival_ns, read_ns)
+        self.pending[direction & 1].push(arrival_ns, read_ns, downstream)
     }
 
-    /// Takes the message that a write of this thread carries on, in `direction`. `random` decides where the thread
-    /// does not keep the order of its messages: any bits, different each time.
+    /// Takes the message that a write of this thread carries on, in `direction`. `downstream` is the socket a
+    /// response is written to, 0 for a request. `random` decides where the thread does not keep the order of its
+    /// messages: any bits, different each time.
     #[inline(always)]
-    pub fn claim(&self, direction: usize, now_ns: u64, random: u32) -> Claim {
+    pub fn claim(&self, direction: usize, now_ns: u64, random: u32, downstream: u64) -> Claim {
         self.writing.store(1);
         let (own, other) = (direction & 1, (direction ^ 1) & 1);
         let (own_head, other_head) = (self.pending[own].clear_front(), self.pending[other].clear_front());
@@ -170,12 +187,24 @@ impl<W: Word> Thread<W> {
             order.note(kept, chance);
         }
         let set = &self.pending[own];
+        let own_start = if own_older { &self.older_start } else { &self.turn_start }[own].load();
+        let mut next = self.in_order[own].load();
+        // A turn begins in order; what was ended without a claim is passed over.
+        if own_head == own_start || next < own_head {
+            next = own_head;
+        }
+        self.in_order[own].store(next + 1);
+        let next_downstream = if next < own_end { set.entry(next).downstream.load() } else { 0 };
+        if downstream != 0 && own_end - own_start > 1 {
+            order.note_return(next_downstream == downstream);
+        }
         let any =
             if order.holds(random & 0xffff) { None } else { set.claim_any(own_head, own_end, random >> 16) };
-        match any {
+        let claim = match any {
             Some(claim) => claim,
             None => set.claim_oldest(now_ns),
-        }
+        };
+        Claim { downstream: next_downstream, ..claim }
     }
 
     /// How many messages of both directions the latest turn has so far, or the turn before it had.
@@ -204,6 +233,8 @@ impl<W: Word> Thread<W> {
     #[inline(always)]
     pub fn clear(&self) -> u64 {
         for order in &self.order {
+            order.returned.store(0);
+            order.returned_right.store(0);
             order.seen.store(0);
             order.kept.store(0);
             order.chance.store(0);
@@ -213,6 +244,16 @@ impl<W: Word> Thread<W> {
 }
 
 impl<W: Word> Order<W> {
+    #[inline(always)]
+    fn note_return(&self, right: bool) {
+        let mut counts = [self.returned.load() + 1, self.returned_right.load() + u64::from(right)];
+        if counts[0] >= ORDER_MEMORY {
+            counts = counts.map(|count| count / 2);
+        }
+        self.returned.store(counts[0]);
+        self.returned_right.store(counts[1]);
+    }
+
     #[inline(always)]
     fn note(&self, kept: bool, chance: u64) {
         let mut counts =
@@ -225,13 +266,17 @@ impl<W: Word> Order<W> {
         self.chance.store(counts[2]);
     }
 
-    /// True with the probability that the order is kept and not met by chance: (kept - chance) / (seen - chance).
-    /// `random` is of 16 bits.
+    /// True where responses lead back; else with the probability that the order is kept and not met by chance:
+    /// (kept - chance) / (seen - chance). `random` is of 16 bits.
     #[inline(always)]
     fn holds(&self, random: u32) -> bool {
+        let (returned, right) =
+            (self.returned.load() + ORDER_PRIOR, self.returned_right.load() + ORDER_PRIOR);
+        if right * ALL_RETURN.1 >= returned * ALL_RETURN.0 {
+            return true;
+        }
         let chance = self.chance.load();
-        let seen = (self.seen.load() + ORDER_PRIOR) << 16;
-        let kept = (self.kept.load() + ORDER_PRIOR) << 16;
+        let (seen, kept) = (self.seen.load() << 16, self.kept.load() << 16);
         (u64::from(random) * seen.saturating_sub(chance)) >> 16 < kept.saturating_sub(chance)
     }
 }
@@ -245,7 +290,7 @@ fn size_class(size: u64) -> usize {
 
 impl<W: Word> Pending<W> {
     #[inline(always)]
-    fn push(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
+    fn push(&self, arrival_ns: u64, read_ns: u64, downstream: u64) -> Option<u64> {
         let tail = self.tail.load();
         let mut head = self.head.load();
         for _ in 0..PUSH_STEPS {
@@ -260,6 +305,7 @@ impl<W: Word> Pending<W> {
         let entry = self.entry(tail);
         entry.arrival_ns.store(arrival_ns);
         entry.read_ns.store(read_ns);
+        entry.downstream.store(downstream);
         entry.tag.store(tag(tail, LIVE));
         self.tail.store(tail + 1);
         self.live.add(1);
@@ -305,7 +351,11 @@ impl<W: Word> Pending<W> {
             if entry.tag.swap_if(tag(position, LIVE), tag(position, ENDED)) {
                 self.live.add(u64::MAX);
                 let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
-                return Some(Claim { found: Found::Message { arrival_ns, read_ns, alone }, expired: 0 });
+                return Some(Claim {
+                    found: Found::Message { arrival_ns, read_ns, alone },
+                    expired: 0,
+                    downstream: 0,
+                });
             }
         }
         None
@@ -341,7 +391,7 @@ impl<W: Word> Pending<W> {
             expired += 1;
         }
         self.head.store(head);
-        Claim { found, expired }
+        Claim { found, expired, downstream: 0 }
     }
 
     /// Ends a message that will not be written on. False if it was claimed or ended before.
@@ -446,15 +496,23 @@ mod tests {
     #[test]
     fn oldest_first_and_alone_only_when_alone() {
         let set = empty();
-        set.push(1, 10).unwrap();
-        set.push(2, 20).unwrap();
+        set.push(1, 10, 0).unwrap();
+        set.push(2, 20, 0).unwrap();
         assert_eq!(
             set.claim_oldest(30),
-            Claim { found: Found::Message { arrival_ns: 1, read_ns: 10, alone: false }, expired: 0 }
+            Claim {
+                found: Found::Message { arrival_ns: 1, read_ns: 10, alone: false },
+                expired: 0,
+                downstream: 0
+            }
         );
         assert_eq!(
             set.claim_oldest(30),
-            Claim { found: Found::Message { arrival_ns: 2, read_ns: 20, alone: true }, expired: 0 }
+            Claim {
+                found: Found::Message { arrival_ns: 2, read_ns: 20, alone: true },
+                expired: 0,
+                downstream: 0
+            }
         );
         assert_eq!(set.claim_oldest(30).found, Found::Nothing);
     }
@@ -463,33 +521,33 @@ mod tests {
     fn full_at_its_capacity_and_not_before() {
         let set = empty();
         for i in 0..ENTRIES as u64 {
-            assert!(set.push(i, i).is_some());
+            assert!(set.push(i, i, 0).is_some());
         }
-        assert_eq!(set.push(0, 0), None);
+        assert_eq!(set.push(0, 0, 0), None);
         set.claim_oldest(0);
-        assert!(set.push(0, 0).is_some());
+        assert!(set.push(0, 0, 0).is_some());
     }
 
     #[test]
     fn an_orphan_is_claimed_within_its_grace_only() {
         let set = empty();
-        let (first, second) = (set.push(1, 10).unwrap(), set.push(2, 20).unwrap());
+        let (first, second) = (set.push(1, 10, 0).unwrap(), set.push(2, 20, 0).unwrap());
         set.orphan(first);
         set.orphan(second);
         assert_eq!(message(set.claim_oldest(10 + ORPHAN_GRACE_NS)), Some(10));
         let late = set.claim_oldest(21 + ORPHAN_GRACE_NS);
-        assert_eq!(late, Claim { found: Found::Nothing, expired: 1 });
+        assert_eq!(late, Claim { found: Found::Nothing, expired: 1, downstream: 0 });
         assert_eq!(set.clear(), 0);
     }
 
     #[test]
     fn a_tag_of_a_cleared_or_reused_place_ends_nothing() {
         let set = empty();
-        let old = set.push(1, 10).unwrap();
+        let old = set.push(1, 10, 0).unwrap();
         assert_eq!(set.clear(), 1);
         assert!(!set.end(old));
         for i in 0..ENTRIES as u64 {
-            set.push(i, i).unwrap();
+            set.push(i, i, 0).unwrap();
         }
         assert!(!set.end(old));
         assert_eq!(set.clear(), ENTRIES as u64);
@@ -499,8 +557,8 @@ mod tests {
     fn the_newest_message_is_known_whatever_became_of_it() {
         let set = empty();
         assert_eq!(set.newest_read_ns(), 0);
-        let first = set.push(1, 10).unwrap();
-        let second = set.push(2, 20).unwrap();
+        let first = set.push(1, 10, 0).unwrap();
+        let second = set.push(2, 20, 0).unwrap();
         set.end(second);
         assert_eq!((set.read_ns(first), set.read_ns(second), set.newest_read_ns()), (Some(10), None, 20));
         set.claim_oldest(30);
@@ -513,6 +571,7 @@ mod tests {
             pending: [*empty(), *empty()],
             turn_start: Default::default(),
             older_start: Default::default(),
+            in_order: Default::default(),
             turn_read_ns: AtomicU64::default(),
             writing: AtomicU64::default(),
             order: Default::default(),
@@ -522,6 +581,7 @@ mod tests {
     /// As if chance alone had been seen in turns of every size.
     fn without_order(thread: &Thread<AtomicU64>) {
         for order in &thread.order {
+            order.returned.store(ORDER_MEMORY / 2, Relaxed);
             order.seen.store(ORDER_MEMORY / 2, Relaxed);
             order.chance.store((ORDER_MEMORY / 2) << 15, Relaxed);
         }
@@ -531,12 +591,16 @@ mod tests {
     /// oldest was taken among two.
     fn oldest_taken(directions: [usize; 4], rounds: u64) -> u64 {
         let thread = thread();
+        // Nothing leads back.
+        for order in &thread.order {
+            order.returned.store(ORDER_MEMORY / 2, Relaxed);
+        }
         let mut oldest = 0;
         let mut random = 1u64;
         for round in 0..rounds {
             let read_ns = |place: u64| round * 10 + place;
             for place in 1..=4 {
-                thread.push(place as usize % 2, 1, read_ns(place)).unwrap();
+                thread.push(place as usize % 2, 1, read_ns(place), 0).unwrap();
             }
             let mut claimed = [0; 2];
             for direction in directions {
@@ -544,7 +608,7 @@ mod tests {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
-                let read = message(thread.claim(direction, read_ns(9), (random >> 32) as u32)).unwrap();
+                let read = message(thread.claim(direction, read_ns(9), (random >> 32) as u32, 0)).unwrap();
                 claimed[direction] += 1;
                 oldest += u64::from(claimed[direction] == 1 && read <= read_ns(2));
             }
@@ -555,6 +619,36 @@ mod tests {
     #[test]
     fn a_thread_that_keeps_its_order_gets_the_oldest_always() {
         assert_eq!(oldest_taken([1, 0, 1, 0], 10_000), 20_000);
+    }
+
+    /// Requests of `places` connections, forwarded in this order and answered in this order, over and over; says
+    /// whether the thread is seen to keep its order.
+    fn keeps_order(forwarded: [u64; 3], answered: [u64; 3]) -> bool {
+        let thread = thread();
+        for round in 0..1000 {
+            let at = |step: u64| round * 1000 + step;
+            (1..=3).for_each(|place| assert!(thread.push(0, at(1), at(10 + place), place).is_some()));
+            // The upstream connection of each place, and whom pairing in order gives it.
+            let mut believed = [0; 4];
+            for place in forwarded {
+                believed[place as usize] = thread.claim(0, at(30), 0, 0).downstream;
+            }
+            for (step, place) in (40..).zip([1, 2, 3]) {
+                thread.push(1, at(35), at(step), believed[place]).unwrap();
+            }
+            for place in answered {
+                thread.claim(1, at(50), 0, place);
+            }
+        }
+        let order = &thread.order[size_class(3)];
+        order.returned.load(Relaxed) > 1000 && order.holds(0xffff)
+    }
+
+    #[test]
+    fn order_is_seen_by_going_there_and_back() {
+        assert!(keeps_order([1, 2, 3], [1, 2, 3]));
+        assert!(!keeps_order([1, 3, 2], [1, 2, 3]));
+        assert!(!keeps_order([1, 2, 3], [3, 1, 2]));
     }
 
     #[test]
@@ -570,14 +664,14 @@ mod tests {
         for round in 0..1000 {
             let read_ns = |place: u64| round * 100 + place;
             let random = |place: u64| (round * 7919 + place * 104_729) as u32;
-            (1..=3).for_each(|place| assert!(thread.push(0, 1, read_ns(place)).is_some()));
-            thread.push(1, 1, read_ns(4)).unwrap();
-            thread.claim(1, read_ns(50), random(0));
-            (5..=7).for_each(|place| assert!(thread.push(0, 1, read_ns(place)).is_some()));
+            (1..=3).for_each(|place| assert!(thread.push(0, 1, read_ns(place), 0).is_some()));
+            thread.push(1, 1, read_ns(4), 0).unwrap();
+            thread.claim(1, read_ns(50), random(0), 0);
+            (5..=7).for_each(|place| assert!(thread.push(0, 1, read_ns(place), 0).is_some()));
             let order: Vec<_> =
-                (1..=6).map(|n| message(thread.claim(0, read_ns(50), random(n))).unwrap() % 100).collect();
+                (1..=6).map(|n| message(thread.claim(0, read_ns(50), random(n), 0)).unwrap() % 100).collect();
             assert!(order[..3].iter().all(|place| *place <= 3), "{order:?}");
-            assert_eq!(thread.claim(0, read_ns(50), 0).found, Found::Nothing);
+            assert_eq!(thread.claim(0, read_ns(50), 0, 0).found, Found::Nothing);
         }
     }
 
@@ -587,11 +681,13 @@ mod tests {
         without_order(&thread);
         for round in 1..1000 {
             let at = |place: u64| round * 100 + place;
-            thread.push(0, at(1), at(10)).unwrap();
-            thread.push(0, at(2), at(20)).unwrap();
-            thread.push(0, at(11), at(30)).unwrap();
+            thread.push(0, at(1), at(10), 0).unwrap();
+            thread.push(0, at(2), at(20), 0).unwrap();
+            thread.push(0, at(11), at(30), 0).unwrap();
             let order: Vec<_> = (1..=3)
-                .map(|n| message(thread.claim(0, at(50), (round * 7919 + n * 104_729) as u32)).unwrap() % 100)
+                .map(|n| {
+                    message(thread.claim(0, at(50), (round * 7919 + n * 104_729) as u32, 0)).unwrap() % 100
+                })
                 .collect();
             assert_eq!(order[2], 30, "{order:?}");
         }
@@ -617,7 +713,7 @@ mod tests {
                 clock += 1;
                 match step {
                     Step::Push => {
-                        if let Some(tag) = set.push(clock, clock) {
+                        if let Some(tag) = set.push(clock, clock, 0) {
                             model.push_back((tag, clock));
                             tags.push((tag, clock));
                         } else {
