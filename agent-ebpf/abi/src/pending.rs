@@ -37,6 +37,8 @@ pub const ENTRIES: usize = 1024;
 const CLEAR_STEPS: usize = 32;
 /// How many entries at the front one claim may pass over after that.
 const CLAIM_STEPS: usize = 4;
+/// How many dropped entries are passed over in search of the next in order.
+const IN_ORDER_STEPS: usize = 4;
 /// How often a live entry is sought anywhere in a turn before the oldest is taken.
 const ANY_STEPS: usize = 8;
 /// At this many claims both counts of the order are halved, so that an old habit is forgotten.
@@ -57,7 +59,8 @@ pub const ORPHAN_GRACE_NS: u64 = 50_000_000;
 const STATE_BITS: u32 = 2;
 const LIVE: u64 = 1;
 const ORPHAN: u64 = 2;
-const ENDED: u64 = 3;
+const CLAIMED: u64 = 3;
+const DROPPED: u64 = 0;
 
 /// One message. The tag is its position in the set's history and its state, so that a stale tag never
 /// names a later message.
@@ -81,6 +84,8 @@ pub struct Pending<W> {
     tail: W,
     /// How many entries are live or orphans.
     live: W,
+    /// Position that would be claimed next if all were claimed in order.
+    in_order: W,
     entries: [Entry<W>; ENTRIES],
 }
 
@@ -94,8 +99,6 @@ pub struct Thread<W> {
     turn_start: [W; 2],
     /// Where the turn before it began.
     older_start: [W; 2],
-    /// The position each set would be claimed at next if all were claimed in order.
-    in_order: [W; 2],
     /// When the latest turn's first message was read, ns.
     turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
@@ -188,13 +191,7 @@ impl<W: Word> Thread<W> {
         }
         let set = &self.pending[own];
         let own_start = if own_older { &self.older_start } else { &self.turn_start }[own].load();
-        let mut next = self.in_order[own].load();
-        // A turn begins in order; what was ended without a claim is passed over.
-        if own_head == own_start || next < own_head {
-            next = own_head;
-        }
-        self.in_order[own].store(next + 1);
-        let next_downstream = if next < own_end { set.entry(next).downstream.load() } else { 0 };
+        let next_downstream = set.next_in_order();
         if downstream != 0 && own_end - own_start > 1 {
             order.note_return(next_downstream == downstream);
         }
@@ -204,6 +201,9 @@ impl<W: Word> Thread<W> {
             Some(claim) => claim,
             None => set.claim_oldest(now_ns),
         };
+        if matches!(claim.found, Found::Message { .. }) {
+            set.in_order.add(1);
+        }
         Claim { downstream: next_downstream, ..claim }
     }
 
@@ -293,8 +293,11 @@ impl<W: Word> Pending<W> {
     fn push(&self, arrival_ns: u64, read_ns: u64, downstream: u64) -> Option<u64> {
         let tail = self.tail.load();
         let mut head = self.head.load();
+        if self.live.load() == 0 {
+            self.in_order.store(tail);
+        }
         for _ in 0..PUSH_STEPS {
-            if head != tail && self.entry(head).tag.load() == tag(head, ENDED) {
+            if head != tail && is_over(self.entry(head).tag.load()) {
                 head += 1;
             }
         }
@@ -318,13 +321,27 @@ impl<W: Word> Pending<W> {
         let tail = self.tail.load();
         let mut head = self.head.load();
         for _ in 0..CLEAR_STEPS {
-            if head == tail || self.entry(head).tag.load() != tag(head, ENDED) {
+            if head == tail || !is_over(self.entry(head).tag.load()) {
                 break;
             }
             head += 1;
         }
         self.head.store(head);
         head
+    }
+
+    /// The downstream socket of the message that would be claimed next in order; 0 if there is none.
+    #[inline(always)]
+    fn next_in_order(&self) -> u64 {
+        let tail = self.tail.load();
+        let mut position = self.in_order.load();
+        for _ in 0..IN_ORDER_STEPS {
+            if position < tail && self.entry(position).tag.load() == tag(position, DROPPED) {
+                position += 1;
+            }
+        }
+        self.in_order.store(position);
+        if position < tail { self.entry(position).downstream.load() } else { 0 }
     }
 
     /// When the message at `position` was read, if it is live.
@@ -348,7 +365,7 @@ impl<W: Word> Pending<W> {
             // The multiplier of a full-period generator modulo 2^32 (Numerical Recipes, 3rd ed., 7.1).
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let entry = self.entry(position);
-            if entry.tag.swap_if(tag(position, LIVE), tag(position, ENDED)) {
+            if entry.tag.swap_if(tag(position, LIVE), tag(position, CLAIMED)) {
                 self.live.add(u64::MAX);
                 let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
                 return Some(Claim {
@@ -377,7 +394,8 @@ impl<W: Word> Pending<W> {
             let read_ns = entry.read_ns.load();
             let state = entry.tag.load();
             let fresh = state == tag(head, LIVE) || now_ns.saturating_sub(read_ns) <= ORPHAN_GRACE_NS;
-            let ended = state == tag(head, ENDED) || !entry.tag.swap_if(state, tag(head, ENDED));
+            let becomes = if fresh { CLAIMED } else { DROPPED };
+            let ended = is_over(state) || !entry.tag.swap_if(state, tag(head, becomes));
             head += 1;
             if ended {
                 continue;
@@ -400,10 +418,14 @@ impl<W: Word> Pending<W> {
         let position = pushed_tag >> STATE_BITS;
         let entry = self.entry(position);
         let ended = position >= self.head.load()
-            && (entry.tag.swap_if(tag(position, LIVE), tag(position, ENDED))
-                || entry.tag.swap_if(tag(position, ORPHAN), tag(position, ENDED)));
+            && (entry.tag.swap_if(tag(position, LIVE), tag(position, DROPPED))
+                || entry.tag.swap_if(tag(position, ORPHAN), tag(position, DROPPED)));
         if ended {
             self.live.add(u64::MAX);
+            // As many were claimed as before, so in order they reach one further.
+            if position < self.in_order.load() {
+                self.in_order.add(1);
+            }
         }
         ended
     }
@@ -447,6 +469,13 @@ impl<W: Word> Pending<W> {
     }
 }
 
+/// Claimed or dropped: no longer to be claimed.
+#[inline(always)]
+const fn is_over(tag: u64) -> bool {
+    let state = tag & ((1 << STATE_BITS) - 1);
+    state == CLAIMED || state == DROPPED
+}
+
 #[inline(always)]
 const fn tag(position: u64, state: u64) -> u64 {
     position << STATE_BITS | state
@@ -482,6 +511,7 @@ mod tests {
             head: AtomicU64::default(),
             tail: AtomicU64::default(),
             live: AtomicU64::default(),
+            in_order: AtomicU64::default(),
             entries: core::array::from_fn(|_| Entry::default()),
         })
     }
@@ -571,7 +601,6 @@ mod tests {
             pending: [*empty(), *empty()],
             turn_start: Default::default(),
             older_start: Default::default(),
-            in_order: Default::default(),
             turn_read_ns: AtomicU64::default(),
             writing: AtomicU64::default(),
             order: Default::default(),
