@@ -8,12 +8,12 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
 use smp_agent_abi::layout::{LOSSES, Loss, Series, Socket, Tally};
-use smp_agent_abi::pending;
+use smp_agent_abi::thread;
 
 use crate::word::Atomic;
 
 /// The pending sets of one thread, as they lie in `PENDING`.
-pub type Thread = pending::Thread<Atomic>;
+pub type Thread = thread::Thread<Atomic>;
 
 /// State of each proxy socket; it goes when the socket goes.
 #[btf_map]

@@ -70,7 +70,7 @@ fn a_live_daemon_is_scraped_and_counts_every_message() {
 
     let file = folder("scrape").join("metrics.txt");
     fs::write(&file, &text).expect("the folder of cargo is writable");
-    let parsed = python::judge("parse_openmetrics.py", &[file.as_os_str()]);
+    let parsed = python::judge("parse_openmetrics.py", [file.as_os_str()]);
     assert!(parsed.is_ok(), "{parsed:?}");
     let seen = sum(&text, "smp_messages_seen_total", &[]);
     let classes = sum(&text, "smp_messages_total", &[]) + sum(&text, "smp_messages_in_flight", &[]);

@@ -41,7 +41,7 @@ pub struct Options {
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     connections: Vec<u32>,
     /// How long the load of each combination lasts, in seconds
-    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=60))]
+    #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
     /// Requests per second; without it, as fast as the responses come
     #[arg(long, value_name = "R")]

@@ -6,4 +6,6 @@
 pub mod bucket;
 pub mod layout;
 pub mod names;
+mod order;
 pub mod pending;
+pub mod thread;
