@@ -1,21 +1,54 @@
 //! `arrival`: the kernel puts the first bytes of a message on the proxy's socket.
 
+use core::ffi::c_void;
+
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
+use smp_agent_abi::layout::Socket;
 
 use crate::maps::socket_state;
+use crate::offsets::{SKB_CB, TCP_RCV_NXT, field, probe_field};
+use crate::socket::tcp;
 
-/// `sk_data_ready(sk)`: bytes are ready on a socket, in softirq or, from the backlog, in a system call.
-#[btf_tracepoint(function = "sk_data_ready")]
+/// `tcp_probe(sk, skb)`: a segment reaches an established connection, in softirq or, from the backlog, in a
+/// system call. Bytes that come with the end of the handshake do not pass here: see `established_ns`.
+#[btf_tracepoint(function = "tcp_probe")]
 pub fn arrival(ctx: BtfTracePointContext) -> i32 {
-    if let Some(socket) = socket_state(ctx.arg(0)) {
-        // SAFETY: no precondition.
-        let now_ns = unsafe { bpf_ktime_get_ns() };
-        socket.ready_ns = now_ns;
-        if socket.arrival_ns == 0 {
-            socket.arrival_ns = now_ns;
-        }
+    if let Some(socket) = socket_state(ctx.arg(0))
+        && brings_next_bytes(ctx.arg(0), ctx.arg(1)) == Some(true)
+    {
+        stamp(socket);
     }
     0
+}
+
+/// `sk_data_ready(sk)`: bytes are ready on a socket; the fallback, some tenths of a microsecond later.
+#[btf_tracepoint(function = "sk_data_ready")]
+pub fn arrival_ready(ctx: BtfTracePointContext) -> i32 {
+    if let Some(socket) = socket_state(ctx.arg(0)) {
+        stamp(socket);
+    }
+    0
+}
+
+/// True for a segment with bytes that can be read at once: not for acknowledgements, repeats and what comes out of
+/// order.
+#[inline(always)]
+fn brings_next_bytes(sk: *const c_void, skb: *const c_void) -> Option<bool> {
+    // `tcp_skb_cb` begins with `seq` and `end_seq` (include/net/tcp.h).
+    // SAFETY: the helper checks the address; `tcp` is what the verifier knows as a `tcp_sock`.
+    let ([seq, end_seq], next) =
+        unsafe { (probe_field::<[u32; 2]>(skb, &SKB_CB), field::<u32>(tcp(sk)?, &TCP_RCV_NXT)) };
+    Some(next.wrapping_sub(seq) as i32 >= 0 && end_seq.wrapping_sub(next) as i32 > 0)
+}
+
+#[inline(always)]
+fn stamp(socket: &mut Socket) {
+    // SAFETY: no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    socket.ready_ns = now_ns;
+    if socket.arrival_ns == 0 {
+        socket.arrival_ns = now_ns;
+    }
 }

@@ -31,6 +31,8 @@ offsets! {
     TCP_WRITE_SEQ;
     /// `sk_buff.sk`: pointer to the socket.
     SKB_SK;
+    /// `sk_buff.cb`: what the layer that has the packet keeps in it.
+    SKB_CB;
     /// `sk_buff.len`: bytes in all, u32.
     SKB_LEN;
     /// `sk_buff.data_len`: bytes outside the linear part, u32.

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_READING};
+use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_NONE, TURN_READING};
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{TCP_COPIED_SEQ, TCP_RCV_NXT, field};
@@ -89,5 +89,5 @@ fn take_arrival(tcp: *const c_void, socket: &mut Socket) -> u64 {
     if copied != received && socket.arrival_ns == 0 {
         socket.arrival_ns = socket.ready_ns;
     }
-    arrival_ns
+    if arrival_ns == 0 && socket.turn == TURN_NONE { socket.established_ns } else { arrival_ns }
 }

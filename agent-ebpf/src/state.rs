@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED};
@@ -59,7 +59,10 @@ fn on_connect(sk: *const c_void) -> Option<()> {
 /// In softirq, before the process knows of the connection: its first bytes may come at once.
 #[inline(always)]
 fn on_accept(sk: *const c_void) -> Option<()> {
-    take_up(sk, listener(sk)?, ROLE_ACCEPTED).map(|_| ())
+    let socket = take_up(sk, listener(sk)?, ROLE_ACCEPTED)?;
+    // SAFETY: no precondition.
+    socket.established_ns = unsafe { bpf_ktime_get_ns() };
+    Some(())
 }
 
 #[inline(always)]

@@ -114,9 +114,9 @@ fn many_connections_over_ipv6() {
 
 #[test]
 fn the_fallback_hooks_measure_too() {
-    for without in [&["--without", "write"][..], &["--without", "departure"]] {
+    for without in [["--without", "write"], ["--without", "departure"], ["--without", "arrival"]] {
         let name = format!("fallback{}", without.concat());
-        let measured = through(ProxyKind::Nginx, Family::V4, &name, &["-c16"], without);
+        let measured = through(ProxyKind::Nginx, Family::V4, &name, &["-c16"], &without);
         measured.assert_nearly_all_matched();
         let egress = measured.hops.iter().filter(|hop| hop["segment"] == "egress").count();
         // Without the entry of the send there is no telling write from departure: absent, not zero.

@@ -147,6 +147,9 @@ pub struct Socket {
     pub arrival_ns: u64,
     /// When bytes last became ready.
     pub ready_ns: u64,
+    /// When the connection was accepted by the kernel; 0 if it was there before. Bytes that came with the end of
+    /// the handshake arrived then.
+    pub established_ns: u64,
     /// The crossing that awaits its departure: when its message arrived (0: not seen).
     pub departing_arrival_ns: u64,
     /// ... when the proxy read it.
@@ -191,8 +194,8 @@ const _: () = {
     assert!(offset_of!(Tally, lost) == 64);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == 7 * 8 + 12 * 4);
-    assert!(offset_of!(Socket, pending_thread) == 56);
+    assert!(size_of::<Socket>() == 8 * 8 + 12 * 4);
+    assert!(offset_of!(Socket, pending_thread) == 64);
 };
 
 #[cfg(feature = "user")]

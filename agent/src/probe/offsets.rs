@@ -30,6 +30,7 @@ fields! {
     TCP_RCV_NXT = "tcp_sock"."rcv_nxt";
     TCP_WRITE_SEQ = "tcp_sock"."write_seq";
     SKB_SK = "sk_buff"."sk";
+    SKB_CB = "sk_buff"."cb";
     SKB_LEN = "sk_buff"."len";
     SKB_DATA_LEN = "sk_buff"."data_len";
     SKB_HEAD = "sk_buff"."head";

@@ -1,8 +1,8 @@
 //! The programs in the object, the hook of each, and what each is for.
 
 use super::offsets::{
-    Field, LOCAL_END, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER, TASK_PID,
-    TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
+    Field, LOCAL_END, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
+    TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
 };
 
 /// What a program contributes.
@@ -76,7 +76,13 @@ pub const PROGRAMS: &[Program] = &[
         purpose: Purpose::Connections,
         fields: &[LOCAL_END],
     },
-    Program { name: "arrival", hook: "sk_data_ready", purpose: Purpose::Arrival, fields: &[] },
+    Program {
+        name: "arrival",
+        hook: "tcp_probe",
+        purpose: Purpose::Arrival,
+        fields: &[&[SKB_CB, TCP_RCV_NXT]],
+    },
+    Program { name: "arrival_ready", hook: "sk_data_ready", purpose: Purpose::Arrival, fields: &[] },
     Program { name: "departure", hook: "net_dev_start_xmit", purpose: Purpose::Departure, fields: &[SKB] },
     Program { name: "departure_queue", hook: "net_dev_queue", purpose: Purpose::Departure, fields: &[SKB] },
     Program {
