@@ -25,7 +25,7 @@ use programs::{PROGRAMS, Program, WRITE_RETURN};
 /// The object, empty in a build without a BPF toolchain.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/smp-agent-ebpf"));
 
-/// Threads with pending sets per proxy, on average. 49 KiB of kernel memory each.
+/// Threads with pending sets per proxy, on average. 64 KiB of kernel memory each.
 const THREADS_PER_PROXY: u32 = 4;
 /// Processes that belong to proxies, per proxy, on average: workers are processes for some.
 const PROCESSES_PER_PROXY: u32 = 64;
