@@ -24,6 +24,7 @@ pub mod load;
 pub mod netns;
 pub mod origin;
 pub mod process;
+pub mod protocol;
 pub mod proxy;
 pub mod python;
 pub mod tools;

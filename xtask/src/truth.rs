@@ -2,7 +2,6 @@
 
 mod verdict;
 
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -13,10 +12,10 @@ use bed::capture::Capture;
 use bed::load::Tally;
 use bed::netns::{Bed, Family};
 use bed::process::Child;
+use bed::protocol::Protocol;
 use bed::proxy::{Proxy, ProxyKind};
 use bed::tools;
 use bed::wire::{Direction, Latencies, Wire};
-use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::{cargo, setup};
@@ -34,7 +33,7 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', default_values_t = ProxyKind::ALL)]
     proxy: Vec<ProxyKind>,
     /// Which protocol on both sides of the proxy
-    #[arg(long, value_enum, default_value_t = Protocol::H1)]
+    #[arg(long, default_value_t = Protocol::H1)]
     protocol: Protocol,
     /// How many connections the load generator keeps busy
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 16, 64],
@@ -58,21 +57,6 @@ pub struct Options {
     /// Run no agent: only what the packets say, and nothing is judged
     #[arg(long, conflicts_with = "json")]
     wire_only: bool,
-}
-
-/// What the proxy speaks on both sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Protocol {
-    /// HTTP/1.1, connections kept.
-    H1,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(match self {
-            Self::H1 => "h1",
-        })
-    }
 }
 
 /// The executables under test.

@@ -1,0 +1,114 @@
+//! What travels through a proxy in a test: the protocol, and the shape of the messages.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Bytes of a body that a message carries where its protocol says no other size.
+pub const SMALL_BODY_BYTES: usize = 64;
+
+/// What load generator, proxy and server speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// HTTP/1.1, connections kept, requests without a body.
+    H1,
+    /// HTTP/1.1, one connection for each request.
+    H1Close,
+    /// HTTP/1.1, connections kept, bodies of this many bytes each way, told by `content-length`.
+    H1Body(usize),
+    /// HTTP/1.1, connections kept, bodies of this many bytes each way, chunked.
+    H1Chunked(usize),
+    /// HTTP/1.1, several requests under way on each connection.
+    H1Pipelined,
+    /// Raw bytes, echoed; the client speaks first.
+    Tcp,
+    /// Raw bytes; the server speaks first, then answers whatever it receives.
+    TcpServerFirst,
+    /// HTTP/2 without TLS, this many streams at a time on each connection.
+    H2(u32),
+    /// gRPC (unary calls) over HTTP/2 without TLS, this many streams at a time on each connection.
+    Grpc(u32),
+    /// Two proxies, each in a network namespace of its own, mutual TLS between them carrying HTTP/1.1; plain HTTP/1.1
+    /// towards client and server.
+    MtlsH1,
+    /// As [`Protocol::MtlsH1`], with HTTP/2 between the two.
+    MtlsH2,
+}
+
+impl Protocol {
+    /// All that the truth matrix has.
+    pub const ALL: [Self; 21] = [
+        Self::H1,
+        Self::H1Close,
+        Self::H1Body(1),
+        Self::H1Body(1 << 10),
+        Self::H1Body(64 << 10),
+        Self::H1Body(1 << 20),
+        Self::H1Chunked(1),
+        Self::H1Chunked(1 << 10),
+        Self::H1Chunked(64 << 10),
+        Self::H1Chunked(1 << 20),
+        Self::H1Pipelined,
+        Self::Tcp,
+        Self::TcpServerFirst,
+        Self::H2(1),
+        Self::H2(10),
+        Self::H2(100),
+        Self::Grpc(1),
+        Self::Grpc(10),
+        Self::Grpc(100),
+        Self::MtlsH1,
+        Self::MtlsH2,
+    ];
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::H1 => "h1".to_owned(),
+            Self::H1Close => "h1-close".to_owned(),
+            Self::H1Body(bytes) => format!("h1-body-{bytes}"),
+            Self::H1Chunked(bytes) => format!("h1-chunked-{bytes}"),
+            Self::H1Pipelined => "h1-pipelined".to_owned(),
+            Self::Tcp => "tcp".to_owned(),
+            Self::TcpServerFirst => "tcp-server-first".to_owned(),
+            Self::H2(streams) => format!("h2-{streams}"),
+            Self::Grpc(streams) => format!("grpc-{streams}"),
+            Self::MtlsH1 => "mtls-h1".to_owned(),
+            Self::MtlsH2 => "mtls-h2".to_owned(),
+        };
+        formatter.pad(&name)
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let sized = |prefix| name.strip_prefix(prefix).and_then(|size: &str| size.parse::<u32>().ok());
+        let known = Self::ALL.into_iter().find(|protocol| protocol.to_string() == name);
+        known
+            .or_else(|| sized("h1-body-").map(|bytes| Self::H1Body(bytes as usize)))
+            .or_else(|| sized("h1-chunked-").map(|bytes| Self::H1Chunked(bytes as usize)))
+            .or_else(|| sized("h2-").filter(|&streams| streams > 0).map(Self::H2))
+            .or_else(|| sized("grpc-").filter(|&streams| streams > 0).map(Self::Grpc))
+            .ok_or_else(|| {
+                let names = Self::ALL.map(|protocol| protocol.to_string());
+                format!("unknown protocol {name:?}, known are {}", names.join(", "))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Protocol;
+
+    #[test]
+    fn names_are_read_back() {
+        for protocol in Protocol::ALL {
+            assert_eq!(protocol.to_string().parse(), Ok(protocol));
+        }
+        assert_eq!("h2-7".parse(), Ok(Protocol::H2(7)));
+        assert!("h2-0".parse::<Protocol>().is_err());
+        assert!("http".parse::<Protocol>().is_err());
+    }
+}
