@@ -29,12 +29,7 @@ impl Messages {
         Self { parse, place: Place::Body(Body::Sized(0)) }
     }
 
-    pub(super) fn take(
-        &mut self,
-        time_ns: u64,
-        bytes: &[u8],
-        sightings: &mut Vec<Sighting>,
-    ) -> Result<()> {
+    pub(super) fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
         let mut left = bytes;
         while !left.is_empty() {
             match &mut self.place {

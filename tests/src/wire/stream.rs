@@ -87,7 +87,13 @@ impl Stream {
     }
 
     /// Reads what is new of bytes before which none is missing.
-    fn read(&mut self, sequence: u32, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
+    fn read(
+        &mut self,
+        sequence: u32,
+        time_ns: u64,
+        bytes: &[u8],
+        sightings: &mut Vec<Sighting>,
+    ) -> Result<()> {
         let next = self.next.unwrap_or(sequence);
         let known_bytes = usize::try_from(distance(sequence, next))?;
         let new = bytes.get(known_bytes..).unwrap_or_default();

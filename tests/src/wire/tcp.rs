@@ -15,12 +15,7 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    pub(super) fn take(
-        &mut self,
-        time_ns: u64,
-        bytes: &[u8],
-        sightings: &mut Vec<Sighting>,
-    ) -> Result<()> {
+    pub(super) fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
         let mut left = bytes;
         while !left.is_empty() {
             if self.seen.is_empty() {

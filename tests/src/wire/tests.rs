@@ -40,15 +40,31 @@ impl Wire {
     /// Takes a packet whose first byte is at this place of the first connection on its side.
     fn see_bytes(&mut self, side: Side, direction: Direction, time_ns: u64, place: usize, payload: &[u8]) {
         let sequence = FIRST.wrapping_add(u32::try_from(place).unwrap());
-        self.observe(&Packet { side, direction, opener: opener(1), time_ns, sequence, opens: false, payload })
-            .unwrap();
+        self.observe(&Packet {
+            side,
+            direction,
+            opener: opener(1),
+            time_ns,
+            sequence,
+            opens: false,
+            payload,
+        })
+        .unwrap();
     }
 
     /// Takes the first packet of a connection.
     fn see_opening(&mut self, side: Side, direction: Direction, time_ns: u64) {
         let sequence = FIRST.wrapping_sub(1);
-        self.observe(&Packet { side, direction, opener: opener(1), time_ns, sequence, opens: true, payload: &[] })
-            .unwrap();
+        self.observe(&Packet {
+            side,
+            direction,
+            opener: opener(1),
+            time_ns,
+            sequence,
+            opens: true,
+            payload: &[],
+        })
+        .unwrap();
     }
 }
 
@@ -195,7 +211,9 @@ mod streams {
 
     #[test]
     fn what_is_not_the_protocol_is_an_error() {
-        for (protocol, payload) in [(Protocol::Tcp, &[b'x'; 64][..]), (Protocol::H1Pipelined, b"\0\0\0 no head")] {
+        for (protocol, payload) in
+            [(Protocol::Tcp, &[b'x'; 64][..]), (Protocol::H1Pipelined, b"\0\0\0 no head")]
+        {
             let packet = Packet {
                 side: Downstream,
                 direction: Request,
@@ -206,7 +224,10 @@ mod streams {
                 payload,
             };
             let error = Wire::new(protocol).observe(&packet).unwrap_err();
-            assert!(format!("{error:#}").starts_with("the requests of 10.0.0.1:7 cannot be read: "), "{error:#}");
+            assert!(
+                format!("{error:#}").starts_with("the requests of 10.0.0.1:7 cannot be read: "),
+                "{error:#}"
+            );
         }
     }
 }
