@@ -91,16 +91,25 @@ impl FromStr for Protocol {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let sized = |prefix| name.strip_prefix(prefix).and_then(|size: &str| size.parse::<u32>().ok());
-        let known = Self::ALL.into_iter().find(|protocol| protocol.to_string() == name);
-        known
-            .or_else(|| sized("h1-body-").map(|bytes| Self::H1Body(bytes as usize)))
-            .or_else(|| sized("h1-chunked-").map(|bytes| Self::H1Chunked(bytes as usize)))
-            .or_else(|| sized("h2-").filter(|&streams| streams > 0).map(Self::H2))
-            .or_else(|| sized("grpc-").filter(|&streams| streams > 0).map(Self::Grpc))
-            .ok_or_else(|| {
-                let names = Self::ALL.map(|protocol| protocol.to_string());
-                format!("unknown protocol {name:?}, known are {}", names.join(", "))
-            })
+        let streams = |prefix| sized(prefix).filter(|&streams| streams > 0);
+        let protocol = match name {
+            "h1" => Some(Self::H1),
+            "h1-close" => Some(Self::H1Close),
+            "h1-pipelined" => Some(Self::H1Pipelined),
+            "tcp" => Some(Self::Tcp),
+            "tcp-server-first" => Some(Self::TcpServerFirst),
+            "mtls-h1" => Some(Self::MtlsH1),
+            "mtls-h2" => Some(Self::MtlsH2),
+            _ => sized("h1-body-")
+                .map(|bytes| Self::H1Body(bytes as usize))
+                .or_else(|| sized("h1-chunked-").map(|bytes| Self::H1Chunked(bytes as usize)))
+                .or_else(|| streams("h2-").map(Self::H2))
+                .or_else(|| streams("grpc-").map(Self::Grpc)),
+        };
+        protocol.ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(Self::to_string).collect();
+            format!("unknown protocol {name:?}, known are {}", names.join(", "))
+        })
     }
 }
 
