@@ -7,9 +7,9 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK, ProcessEvent};
 
+use crate::lane;
 use crate::maps::{Counters, EVENTS, FREE_PLACES, PROXIES, THREADS, counter};
 use crate::offsets::{TASK_PID, TASK_TGID, field};
-use crate::thread;
 
 /// `sched_process_exec(task, old_pid, bprm)`: user space looks whether the new program is a proxy.
 #[btf_tracepoint(function = "sched_process_exec")]
@@ -58,7 +58,7 @@ fn on_exit() -> Option<()> {
     // SAFETY: the value is copied at once.
     let place = *unsafe { THREADS.get(&tid) }?;
     let counters = Counters::of(slot)?;
-    let ended = thread::at(place)?.clear();
+    let ended = lane::at(place)?.clear();
     counters.add(counter!(pending), ended.wrapping_neg());
     counters.add(counter!(unmatched), ended);
     if THREADS.remove(&tid).is_ok() {

@@ -7,10 +7,10 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_NONE, TURN_READING};
 
+use crate::lane;
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, tcp};
-use crate::thread;
 
 /// `sock_recv_length(sk, ret, flags)`: a receive call returns; `ret` is 0 when it only peeked.
 #[btf_tracepoint(function = "sock_recv_length")]
@@ -40,19 +40,22 @@ fn on_read(sk: *const c_void) -> Option<()> {
         used.counters.add(counter!(departing), LESS_ONE);
         used.counters.lose(Loss::NoDeparture);
     }
-    let inbound = used.inbound();
     end_superseded(&used);
-    let Some(place) = thread::place(used.socket, used.tid) else {
+    let Some(current) = lane::current(used.socket, used.tid) else {
         used.socket.pending_tag = 0;
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
     let socket = &used.socket;
-    let downstream = u64::from(if socket.role == ROLE_ACCEPTED { socket.id } else { socket.downstream });
-    match thread::at(place)?.push(inbound as usize, arrival_ns, now_ns, downstream) {
+    let tag = if socket.role == ROLE_ACCEPTED {
+        current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
+    } else {
+        current.lane.push_response(arrival_ns, now_ns, socket.upstream, u64::from(socket.downstream))
+    };
+    match tag {
         Some(tag) => {
             used.socket.pending_tag = tag;
-            used.socket.pending_thread = place;
+            used.socket.pending_lane = current.place;
             used.counters.add(counter!(pending), 1);
         }
         None => {
@@ -70,8 +73,8 @@ fn end_superseded(used: &Used<'_>) {
     if used.socket.pending_tag == 0 {
         return;
     }
-    let Some(thread) = thread::at(used.socket.pending_thread) else { return };
-    if thread.pending[used.inbound() as usize].end(used.socket.pending_tag) {
+    let Some(lane) = lane::at(used.socket.pending_lane) else { return };
+    if lane.pending[used.inbound() as usize].end(used.socket.pending_tag) {
         used.counters.add(counter!(pending), LESS_ONE);
         used.counters.add(counter!(unmatched), 1);
     }

@@ -34,6 +34,7 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
             socket.tgid = tgid;
             socket.proxy_slot = slot;
             socket.tid = 0;
+            socket.upstream = 0;
             socket
         }
     };

@@ -10,13 +10,12 @@ use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, TURN_WRITING,
 };
-use smp_agent_abi::pending::Found;
 
 use crate::departure;
+use crate::lane;
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{TCP_WRITE_SEQ, field};
 use crate::socket::{Used, in_use, tcp};
-use crate::thread;
 
 /// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a send call is about to queue bytes. Linux 6.16 and later.
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
@@ -48,49 +47,51 @@ fn on_write(sk: *const c_void) -> Option<()> {
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let outbound = used.outbound();
-    let claim = match thread::place(used.socket, used.tid) {
-        Some(place) => {
-            // SAFETY: no precondition.
-            let random = unsafe { bpf_get_prandom_u32() };
-            let claim = if used.socket.role == ROLE_ACCEPTED {
-                thread::at(place)?.claim(outbound as usize, now_ns, random, u64::from(used.socket.id))
-            } else {
-                let claim = thread::at(place)?.claim(outbound as usize, now_ns, random, 0);
-                used.socket.downstream = claim.downstream as u32;
-                claim
-            };
-            Some(claim)
+    // SAFETY: no precondition.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let claim = lane::current(used.socket, used.tid).map(|current| {
+        let socket = &mut *used.socket;
+        if socket.role == ROLE_ACCEPTED {
+            let request = if socket.pending_lane == current.place { socket.pending_tag } else { 0 };
+            let claim =
+                current.lane.claim_response(now_ns, random, u64::from(socket.id), request, socket.upstream);
+            socket.upstream = claim.upstream;
+            claim
+        } else {
+            let claim = current.lane.claim_request(now_ns, random, socket.upstream);
+            socket.downstream = claim.downstream as u32;
+            claim
         }
-        None => None,
-    };
+    });
     if let Some(claim) = claim
         && claim.expired > 0
     {
         used.counters.add(counter!(pending), claim.expired.wrapping_neg());
         used.counters.add(counter!(unmatched), claim.expired);
     }
-    let (arrival_ns, read_ns, alone) = match claim.map(|claim| claim.found) {
-        Some(Found::Message { arrival_ns, read_ns, alone }) => (arrival_ns, read_ns, alone),
-        nothing => {
-            used.counters.add(counter!(seen), 1);
-            match nothing {
-                Some(Found::TooFar) => used.counters.lose(Loss::SearchLimit),
-                Some(_) => used.counters.add(counter!(unmatched), 1),
-                None => used.counters.lose(Loss::ThreadsFull),
-            }
-            return None;
-        }
+    let Some(claim) = claim else {
+        used.counters.add(counter!(seen), 1);
+        used.counters.lose(Loss::ThreadsFull);
+        return None;
     };
+    if claim.tag == 0 {
+        used.counters.add(counter!(seen), 1);
+        if claim.too_far {
+            used.counters.lose(Loss::SearchLimit);
+        } else {
+            used.counters.add(counter!(unmatched), 1);
+        }
+        return None;
+    }
     used.counters.add(counter!(pending), LESS_ONE);
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
-    socket.departing_arrival_ns = arrival_ns;
-    socket.departing_read_ns = read_ns;
+    socket.departing_arrival_ns = claim.arrival_ns;
+    socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
-    socket.departing_class = if alone { CLASS_EXACT } else { CLASS_AMBIGUOUS };
+    socket.departing_class = if claim.alone { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
         let departure_ns = socket.first_departure_ns;
         socket.departing_write_ns = departure_ns;
@@ -110,9 +111,9 @@ fn is_local_reply(used: &Used<'_>) -> bool {
     if used.socket.role != ROLE_ACCEPTED || tag == 0 {
         return false;
     }
-    let Some(thread) = thread::at(used.socket.pending_thread) else { return false };
-    let requests = &thread.pending[Direction::Request as usize];
-    let responses = &thread.pending[Direction::Response as usize];
+    let Some(lane) = lane::at(used.socket.pending_lane) else { return false };
+    let requests = &lane.pending[Direction::Request as usize];
+    let responses = &lane.pending[Direction::Response as usize];
     let Some(read_ns) = requests.read_ns(tag) else { return false };
     if responses.newest_read_ns() > read_ns || !requests.end(tag) {
         return false;

@@ -160,8 +160,11 @@ pub struct Socket {
     pub first_departure_ns: u64,
     /// Tag of this socket's message in the pending set; 0 when there is none.
     pub pending_tag: u64,
-    /// Which thread's pending set that is.
-    pub pending_thread: u32,
+    /// Of an opened connection: its name in its lane. Of an accepted one: the name there of the connection that
+    /// brought its last response. 0 when there is none.
+    pub upstream: u64,
+    /// Which lane the pending message is in.
+    pub pending_lane: u32,
     /// The crossing that awaits its departure: `CLASS_*`.
     pub departing_class: u32,
     /// ... sequence number of its first byte.
@@ -176,8 +179,8 @@ pub struct Socket {
     pub tgid: u32,
     /// Thread that last used the socket.
     pub tid: u32,
-    /// Place of that thread's pending sets; meaningful when `tid` is set.
-    pub thread: u32,
+    /// Place of that thread's lane; meaningful when `tid` is set.
+    pub lane: u32,
     /// A number of its own, as good as unique, never 0.
     pub id: u32,
     /// Of an opened connection: the accepted one whose request it carries if all are paired in order; 0 if none.
@@ -194,8 +197,8 @@ const _: () = {
     assert!(offset_of!(Tally, lost) == 64);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == 8 * 8 + 12 * 4);
-    assert!(offset_of!(Socket, pending_thread) == 64);
+    assert!(size_of::<Socket>() == 9 * 8 + 12 * 4);
+    assert!(offset_of!(Socket, pending_lane) == 72);
 };
 
 #[cfg(feature = "user")]

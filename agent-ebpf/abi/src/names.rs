@@ -10,9 +10,9 @@ pub const PROXIES: &str = "PROXIES";
 pub const LISTENERS: &str = "LISTENERS";
 /// `HashMap<u32 tid, u32 place>`: proxy threads that have pending sets.
 pub const THREADS: &str = "THREADS";
-/// `Array<Thread>`: the pending sets.
-pub const PENDING: &str = "PENDING";
-/// `Stack<u32>`: places in `PENDING` that are free.
+/// `Array<Lane>`: what each thread has read and not yet written on.
+pub const LANES: &str = "LANES";
+/// `Stack<u32>`: places in `LANES` that are free.
 pub const FREE_PLACES: &str = "FREE_PLACES";
 /// `RingBuf` of [`ProcessEvent`](crate::layout::ProcessEvent).
 pub const EVENTS: &str = "EVENTS";

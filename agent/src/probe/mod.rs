@@ -310,7 +310,7 @@ fn load(
         .map_max_entries(names::PROXIES, options.max_proxies * PROCESSES_PER_PROXY)
         .map_max_entries(names::LISTENERS, options.max_proxies * LISTENERS_PER_PROXY)
         .map_max_entries(names::THREADS, places)
-        .map_max_entries(names::PENDING, places)
+        .map_max_entries(names::LANES, places)
         .map_max_entries(names::FREE_PLACES, places);
     let offsets: Vec<_> = offsets::FIELDS
         .iter()
