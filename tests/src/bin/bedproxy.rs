@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use bed::toy;
@@ -59,8 +60,18 @@ impl Place {
     }
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().proxy {
+fn main() -> ExitCode {
+    match run(Arguments::parse().proxy) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(proxy: Proxy) -> Result<()> {
+    match proxy {
         Proxy::Hyper { place, http2 } => {
             toy::http::run(place.listen()?, place.upstream, place.workers.get(), http2)
         }
