@@ -1,4 +1,4 @@
-//! `read`: the proxy's receive call returns the bytes of a message.
+//! `read`: the proxy's receive call takes the bytes of a message.
 
 use core::ffi::c_void;
 
@@ -9,24 +9,68 @@ use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_NONE, 
 
 use crate::lane;
 use crate::maps::{LESS_ONE, counter};
-use crate::offsets::{TCP_COPIED_SEQ, TCP_RCV_NXT, field};
+use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, tcp};
 
-/// `sock_recv_length(sk, ret, flags)`: a receive call returns; `ret` is 0 when it only peeked.
-#[btf_tracepoint(function = "sock_recv_length")]
+/// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
+const RCV_SHUTDOWN: u8 = 1;
+
+/// `tcp_rcv_space_adjust(sk)`: bytes were copied out of a socket, by any kind of receive call (`splice` and io_uring
+/// too): after each packet, or of a splice once. Connections without data do not pass here, nor other protocols.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn read(ctx: BtfTracePointContext) -> i32 {
+    on_copied(ctx.arg(0));
+    0
+}
+
+/// `sock_recv_length(sk, ret, flags)`: a receive call returns; `ret` is 0 when it only peeked. The fallback: it does
+/// not see `splice`, and does see calls that found nothing.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn read_return(ctx: BtfTracePointContext) -> i32 {
     if ctx.arg::<i32>(1) > 0 {
-        on_read(ctx.arg(0));
+        on_return(ctx.arg(0));
     }
     0
 }
 
 #[inline(always)]
-fn on_read(sk: *const c_void) -> Option<()> {
+fn on_copied(sk: *const c_void) -> Option<()> {
+    // Kernel subsystems read in softirq, on top of whichever process is there; a system call holds the lock.
+    // SAFETY: `sk` is a program argument.
+    if unsafe { field::<u32>(sk, &SOCK_OWNED) } == 0 {
+        return None;
+    }
     let used = in_use(sk)?;
+    let tcp = tcp(sk)?;
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    let taken = copied_seq.wrapping_sub(used.socket.copied_seq);
+    used.socket.copied_seq = copied_seq;
+    // A peek takes nothing.
+    if taken == 0 || taken == 1 && is_end(sk, tcp, copied_seq) {
+        return None;
+    }
+    on_read(tcp, used)
+}
+
+/// True if the byte before `copied_seq` is the end of the stream, which `splice` takes as if it were a byte.
+#[inline(always)]
+fn is_end(sk: *const c_void, tcp: *const c_void, copied_seq: u32) -> bool {
+    // SAFETY: `sk` is a program argument, `tcp` what the verifier knows as a `tcp_sock`.
+    let (shutdown, received) = unsafe { (field::<u8>(sk, &SOCK_SHUTDOWN), field::<u32>(tcp, &TCP_RCV_NXT)) };
+    shutdown & RCV_SHUTDOWN != 0 && copied_seq == received
+}
+
+#[inline(always)]
+fn on_return(sk: *const c_void) -> Option<()> {
+    on_read(tcp(sk)?, in_use(sk)?)
+}
+
+#[inline(always)]
+fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let arrival_ns = take_arrival(tcp(sk)?, used.socket);
+    let arrival_ns = take_arrival(tcp, used.socket);
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING {
         return None;

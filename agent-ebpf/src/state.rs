@@ -5,11 +5,12 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED};
+use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 
 use crate::lane;
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
-use crate::socket::{listener, local_end, take_up};
+use crate::offsets::{TCP_COPIED_SEQ, field};
+use crate::socket::{listener, local_end, take_up, tcp};
 
 // include/net/tcp_states.h
 const ESTABLISHED: i32 = 1;
@@ -29,6 +30,7 @@ pub fn state(ctx: BtfTracePointContext) -> i32 {
         (_, LISTEN) => on_listen(sk),
         (_, SYN_SENT) => on_connect(sk),
         (SYN_RECV, ESTABLISHED) => on_accept(sk),
+        (SYN_SENT, ESTABLISHED) => socket_state(sk).and_then(|socket| on_established(sk, socket)),
         // The proxy closes first, or answers the peer's close, or it is over.
         (_, FIN_WAIT1 | LAST_ACK | CLOSE) => on_close(sk, ctx.arg::<i32>(2) == CLOSE),
         _ => None,
@@ -63,6 +65,14 @@ fn on_accept(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, listener(sk)?, ROLE_ACCEPTED)?;
     // SAFETY: no precondition.
     socket.established_ns = unsafe { bpf_ktime_get_ns() };
+    on_established(sk, socket)
+}
+
+/// Nothing was read yet, and from here on it is known what was.
+#[inline(always)]
+fn on_established(sk: *const c_void, socket: &mut Socket) -> Option<()> {
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    socket.copied_seq = unsafe { field(tcp(sk)?, &TCP_COPIED_SEQ) };
     Some(())
 }
 

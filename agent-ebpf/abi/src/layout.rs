@@ -185,8 +185,8 @@ pub struct Socket {
     pub id: u32,
     /// Of an opened connection: the accepted one whose request it carries if all are paired in order; 0 if none.
     pub downstream: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// First byte that was not read when last looked at; 0 when it is not known.
+    pub copied_seq: u32,
 }
 
 const _: () = {

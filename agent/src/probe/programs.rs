@@ -2,7 +2,7 @@
 
 use super::offsets::{
     Field, LOCAL_END, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
-    TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
+    SOCK_OWNED, SOCK_SHUTDOWN, TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
 };
 
 /// What a program contributes.
@@ -74,7 +74,7 @@ pub const PROGRAMS: &[Program] = &[
         name: "state",
         hook: "inet_sock_set_state",
         purpose: Purpose::Connections,
-        fields: &[LOCAL_END],
+        fields: &[&[TCP_COPIED_SEQ], LOCAL_END],
     },
     Program {
         name: "arrival",
@@ -99,6 +99,12 @@ pub const PROGRAMS: &[Program] = &[
     },
     Program {
         name: "read",
+        hook: "tcp_rcv_space_adjust",
+        purpose: Purpose::Read,
+        fields: &[&[SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
+    },
+    Program {
+        name: "read_return",
         hook: "sock_recv_length",
         purpose: Purpose::Read,
         fields: &[&[TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
