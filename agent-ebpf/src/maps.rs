@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
-use smp_agent_abi::lane;
+use smp_agent_abi::lane::{self, Recent};
 use smp_agent_abi::layout::{LOSSES, Loss, Series, Socket, Tally};
 
 use crate::word::Atomic;
@@ -28,6 +28,10 @@ pub static PROXIES: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 pub static LISTENERS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static THREADS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static MOVES: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub static RECENT: HashMap<u32, Recent> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static LANES: Array<Lane> = Array::with_max_entries(1, 0);
 #[map]

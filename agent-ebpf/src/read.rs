@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_NONE, TURN_READING};
+use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, SHARED, Socket, TURN_NONE, TURN_READING};
 
 use crate::lane;
 use crate::maps::{LESS_ONE, counter};
@@ -73,7 +73,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     let arrival_ns = take_arrival(tcp, used.socket);
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING {
-        return None;
+        return note_reader(&used);
     }
     used.socket.turn = TURN_READING;
     used.socket.first_departure_ns = 0;
@@ -85,11 +85,13 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
         used.counters.lose(Loss::NoDeparture);
     }
     end_superseded(&used);
-    let Some(current) = lane::current(used.socket, used.tid) else {
+    let Some(current) = lane::current(used.socket, used.tgid, used.tid) else {
         used.socket.pending_tag = 0;
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
+    let waits = used.socket.role == ROLE_ACCEPTED;
+    lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
     let tag = if socket.role == ROLE_ACCEPTED {
         current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
@@ -107,6 +109,16 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
             used.counters.lose(Loss::PendingFull);
         }
     }
+    note_reader(&used)
+}
+
+/// Where threads share a lane, the last to read of a message is the likeliest to write it.
+#[inline(always)]
+fn note_reader(used: &Used<'_>) -> Option<()> {
+    if used.socket.owner & SHARED != 0 && used.socket.pending_tag != 0 {
+        let lane = lane::at(used.socket.pending_lane)?;
+        lane.note_reader(used.inbound() as usize, used.socket.pending_tag, used.tid, lane::recent(used.tid)?);
+    }
     Some(())
 }
 
@@ -118,7 +130,13 @@ fn end_superseded(used: &Used<'_>) {
         return;
     }
     let Some(lane) = lane::at(used.socket.pending_lane) else { return };
-    if lane.pending[used.inbound() as usize].end(used.socket.pending_tag) {
+    let set = &lane.pending[used.inbound() as usize];
+    if used.socket.owner & SHARED != 0 && !lane.has_surplus() {
+        // Another message was taken in its place, whose own write is still to come.
+        set.orphan(used.socket.pending_tag);
+        return;
+    }
+    if set.end(used.socket.pending_tag) {
         used.counters.add(counter!(pending), LESS_ONE);
         used.counters.add(counter!(unmatched), 1);
     }

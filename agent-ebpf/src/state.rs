@@ -56,7 +56,8 @@ fn on_listen(sk: *const c_void) -> Option<()> {
 #[inline(always)]
 fn on_connect(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, current_proxy()?, ROLE_OPENED)?;
-    lane::current(socket, bpf_get_current_pid_tgid() as u32).map(|_| ())
+    let pid_tgid = bpf_get_current_pid_tgid();
+    lane::current(socket, (pid_tgid >> 32) as u32, pid_tgid as u32).map(|_| ())
 }
 
 /// In softirq, before the process knows of the connection: its first bytes may come at once.
@@ -93,6 +94,7 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
         }
         socket.pending_tag = 0;
     }
+    lane::note_waiting(socket, false);
     if socket.role == ROLE_OPENED && socket.upstream != 0 {
         lane::at(socket.lane)?.upstreams.close(socket.upstream);
     }

@@ -8,11 +8,11 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, TURN_WRITING,
 };
 
 use crate::departure;
-use crate::lane;
+use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{TCP_WRITE_SEQ, field};
 use crate::socket::{Used, in_use, tcp};
@@ -42,23 +42,32 @@ fn on_write(sk: *const c_void) -> Option<()> {
         return None;
     }
     used.socket.turn = TURN_WRITING;
-    if is_local_reply(&used) {
+    let current = lane::current(used.socket, used.tgid, used.tid);
+    let waits = used.socket.role != ROLE_ACCEPTED;
+    lane::note_waiting(used.socket, waits);
+    let newest = match &current {
+        Some(current) if current.shared => {
+            current.lane.newest(used.outbound() as usize, used.tid, lane::recent(used.tid)?)
+        }
+        _ => 0,
+    };
+    if is_local_reply(&used, newest) {
         return None;
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: no precondition.
     let random = unsafe { bpf_get_prandom_u32() };
-    let claim = lane::current(used.socket, used.tid).map(|current| {
+    let claim = current.map(|Current { place, lane, .. }| {
         let socket = &mut *used.socket;
         if socket.role == ROLE_ACCEPTED {
-            let request = if socket.pending_lane == current.place { socket.pending_tag } else { 0 };
-            let claim =
-                current.lane.claim_response(now_ns, random, u64::from(socket.id), request, socket.upstream);
+            let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
+            let id = u64::from(socket.id);
+            let claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
             socket.upstream = claim.upstream;
             claim
         } else {
-            let claim = current.lane.claim_request(now_ns, random, socket.upstream);
+            let claim = lane.claim_request(now_ns, random, socket.upstream, newest);
             socket.downstream = claim.downstream as u32;
             claim
         }
@@ -104,9 +113,10 @@ fn on_write(sk: *const c_void) -> Option<()> {
 /// request last read here still waits, and no response was read by its thread since. The request ends then.
 ///
 /// A response that was read since may be the answer: where several requests wait, the order-preserving choice
-/// may have given this one's place to another.
+/// may have given this one's place to another. Where threads share a lane
+/// there always is one, but not always one that waits.
 #[inline(always)]
-fn is_local_reply(used: &Used<'_>) -> bool {
+fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
     let tag = used.socket.pending_tag;
     if used.socket.role != ROLE_ACCEPTED || tag == 0 {
         return false;
@@ -115,7 +125,10 @@ fn is_local_reply(used: &Used<'_>) -> bool {
     let requests = &lane.pending[Direction::Request as usize];
     let responses = &lane.pending[Direction::Response as usize];
     let Some(read_ns) = requests.read_ns(tag) else { return false };
-    if responses.newest_read_ns() > read_ns || !requests.end(tag) {
+    let shared = used.socket.owner & SHARED != 0;
+    let since = responses.newest_read_ns() > read_ns;
+    let answered = newest != 0 || since && (!shared || responses.any_live());
+    if answered || !requests.end(tag) {
         return false;
     }
     used.counters.add(counter!(pending), LESS_ONE);

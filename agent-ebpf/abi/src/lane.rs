@@ -10,12 +10,16 @@
 //! the connection of the request before (tunnels). A response follows its request back: it is the one that came on
 //! the connection the request was written to.
 //!
+//! Where work moves between threads (Go, tokio), all threads of the process share one lane and there are no turns: a
+//! write carries on what its own thread read last, as what was handed over runs next, else the oldest of the process.
+//! Who read last is who took the last part of the message: Go has another thread wait for its first byte.
+//!
 //! Where no habit holds, the oldest entry of the turn is taken with the probability that the order between the two
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
 //! right too.
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{Claim, Pending};
+use crate::pending::{Claim, ENTRIES, Pending};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 
@@ -40,8 +44,35 @@ pub struct Lane<W> {
     writing: W,
     /// Position of the oldest request for which no connection was free yet.
     waiting: W,
+    /// 1 where the threads of a process share it.
+    shared: W,
+    /// Accepted connections whose request was read and whose response was not written yet, and opened ones whose
+    /// request was written and whose response was not read yet; where threads share the lane.
+    waiting_on: [W; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
     order: [Order<W>; ORDER_SIZES],
+}
+
+/// Messages of each direction that a thread remembers to have read.
+pub const RECENT: usize = 4;
+
+/// What one thread of those that share a lane has read last. Only that thread uses it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Recent {
+    /// How many it has read in each direction.
+    read: [u64; 2],
+    /// Tags of the latest, by that number.
+    tags: [[u64; RECENT]; 2],
+}
+
+impl Recent {
+    #[inline(always)]
+    fn note(&mut self, direction: usize, tag: u64) {
+        let read = self.read[direction];
+        self.tags[direction][read as usize % RECENT] = tag;
+        self.read[direction] = read + 1;
+    }
 }
 
 /// Of the two turns known, the one that the oldest message of a set is in.
@@ -122,9 +153,9 @@ impl<W: Word> Lane<W> {
     }
 
     /// Takes the request that a write to the connection `upstream` carries on. `random` decides where no habit holds:
-    /// any bits, different each time.
+    /// any bits, different each time. `newest` is what [`Lane::newest`] says where threads share the lane, else 0.
     #[inline(always)]
-    pub fn claim_request(&self, now_ns: u64, random: u32, upstream: u64) -> Claim {
+    pub fn claim_request(&self, now_ns: u64, random: u32, upstream: u64, newest: u64) -> Claim {
         self.upstreams.take(upstream);
         let set = &self.pending[REQUEST];
         let (turn, order) = self.look(REQUEST);
@@ -136,7 +167,7 @@ impl<W: Word> Lane<W> {
             _ => 0,
         };
         let foreseen = set.blur(foreseen);
-        let claim = Self::take(set, foreseen, habit, order, turn, now_ns, random);
+        let claim = Self::take(set, foreseen, habit, newest, order, turn, now_ns, random);
         if claim.tag != 0 {
             set.of(claim.tag).upstream.store(upstream);
         }
@@ -153,22 +184,24 @@ impl<W: Word> Lane<W> {
         downstream: u64,
         request: u64,
         usual: u64,
+        newest: u64,
     ) -> Claim {
         let set = &self.pending[RESPONSE];
         let (turn, order) = self.look(RESPONSE);
+        let next_downstream = set.next_in_order();
+        let (pooled, upstream, asked_ns) = match self.pending[REQUEST].remembered(request) {
+            Some(entry) => (entry.pooled.load(), entry.upstream.load(), entry.read_ns.load()),
+            None => (0, 0, 0),
+        };
+        let (pooled, upstream, asked_ns) = (set.blur(pooled), set.blur(upstream), set.blur(asked_ns));
         // Whoever may have taken it: what other claims made of it must not tell against a habit.
         let in_turn = |name: u64| {
             let tag = self.upstreams.get(name).map_or(0, |upstream| upstream.response.load());
-            let there =
-                set.position(tag).is_some_and(|position| turn.start <= position && position < turn.end);
+            let there = set.position(tag).is_some_and(|position| {
+                turn.start <= position && position < turn.end && set.of(tag).read_ns.load() >= asked_ns
+            });
             set.blur(if there { tag } else { 0 })
         };
-        let next_downstream = set.next_in_order();
-        let (pooled, upstream) = match self.pending[REQUEST].remembered(request) {
-            Some(entry) => (entry.pooled.load(), entry.upstream.load()),
-            None => (0, 0),
-        };
-        let (pooled, upstream) = (set.blur(pooled), set.blur(upstream));
         if turn.end - turn.start > 1 {
             order.note_return(Return {
                 order: next_downstream == downstream,
@@ -177,13 +210,61 @@ impl<W: Word> Lane<W> {
             });
         }
         let habit = set.blur(order.habit() as u64);
-        let claim = Self::take(set, in_turn(upstream), habit, order, turn, now_ns, random);
+        let claim = Self::take(set, in_turn(upstream), habit, newest, order, turn, now_ns, random);
         Claim { downstream: next_downstream, ..claim }
+    }
+
+    /// Makes it one that all threads of a process share.
+    #[inline(always)]
+    pub fn share(&self) {
+        self.shared.store(1);
+    }
+
+    /// Says that a connection waits for its response (see [`Lane::has_surplus`]), or no longer.
+    #[inline(always)]
+    pub fn count_waiting(&self, opened: bool, waits: bool) {
+        self.waiting_on[usize::from(opened)].add(if waits { 1 } else { u64::MAX });
+    }
+
+    /// True if more messages are pending than can be inside the process: those that came in and were not answered yet,
+    /// less those that are at a server. So one of them went nowhere, and its write will not come.
+    #[inline(always)]
+    pub fn has_surplus(&self) -> bool {
+        let inside = self.waiting_on[0].load().wrapping_sub(self.waiting_on[1].load()).cast_signed();
+        let pending = self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
+        pending.cast_signed() > inside
+    }
+
+    /// Says that this thread has read the latest part of a message.
+    #[inline(always)]
+    pub fn note_reader(&self, direction: usize, tag: u64, tid: u32, recent: &mut Recent) {
+        if let Some(entry) = self.pending[direction & 1].remembered(tag)
+            && entry.thread.load() != u64::from(tid)
+        {
+            entry.thread.store(u64::from(tid));
+            recent.note(direction & 1, tag);
+        }
+    }
+
+    /// The tag of what this thread has read last and nobody has claimed; 0 if there is none among the latest.
+    #[inline(always)]
+    pub fn newest(&self, direction: usize, tid: u32, recent: &Recent) -> u64 {
+        let set = &self.pending[direction & 1];
+        let mut newest = 0;
+        // From the oldest of them up, so that the newest one stays.
+        for back in (1..=RECENT as u64).rev() {
+            let tag =
+                recent.tags[direction & 1][recent.read[direction & 1].wrapping_sub(back) as usize % RECENT];
+            if set.is_live(tag) && set.of(tag).thread.load() == u64::from(tid) {
+                newest = tag;
+            }
+        }
+        set.blur(newest)
     }
 
     #[inline(always)]
     fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
-        if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() {
+        if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() || self.shared.load() != 0 {
             return;
         }
         self.writing.store(0);
@@ -201,6 +282,12 @@ impl<W: Word> Lane<W> {
         self.writing.store(1);
         let other = own ^ 1;
         let (own_head, other_head) = (self.pending[own].clear_front(), self.pending[other].clear_front());
+        if self.shared.load() != 0 {
+            let end = self.pending[own].tail.load();
+            let start = self.pending[own].blur(end.saturating_sub(ENTRIES as u64));
+            let turn = Turn { start, end, older: false };
+            return (turn, &self.order[size_class(self.pending[own].live.load())]);
+        }
         let (turn, other_turn) = (self.turn(own, own_head), self.turn(other, other_head));
         let order = &self.order[size_class(self.turn_size(turn.older))];
         if turn.older == other_turn.older
@@ -223,6 +310,7 @@ impl<W: Word> Lane<W> {
         set: &Pending<W>,
         foreseen: u64,
         habit: u64,
+        newest: u64,
         order: &Order<W>,
         turn: Turn,
         now_ns: u64,
@@ -230,6 +318,9 @@ impl<W: Word> Lane<W> {
     ) -> Claim {
         let alone = set.blur(u64::from(set.live.load() == 1));
         let mut taken = set.blur(set.take(foreseen));
+        if taken == 0 {
+            taken = set.blur(set.take(newest));
+        }
         if taken == 0 && habit == Habit::Chance as u64 && !order.holds(random & 0xffff) {
             taken = set.take_any(set.head.load(), turn.end, random >> 16);
         }
@@ -284,6 +375,8 @@ impl<W: Word> Lane<W> {
     pub fn clear(&self) -> u64 {
         self.order.iter().for_each(Order::clear);
         self.upstreams.clear();
+        self.shared.store(0);
+        self.waiting_on.iter().for_each(|count| count.store(0));
         self.pending[REQUEST].clear() + self.pending[RESPONSE].clear()
     }
 }

@@ -177,9 +177,9 @@ pub struct Socket {
     pub proxy_slot: u32,
     /// Process that last used the socket; 0 before the first use.
     pub tgid: u32,
-    /// Thread that last used the socket.
-    pub tid: u32,
-    /// Place of that thread's lane; meaningful when `tid` is set.
+    /// Whose lane it used last: a thread, or with [`SHARED`] a process; 0 before the first use.
+    pub owner: u32,
+    /// Place of that lane; meaningful when `owner` is set.
     pub lane: u32,
     /// A number of its own, as good as unique, never 0.
     pub id: u32,
@@ -187,7 +187,15 @@ pub struct Socket {
     pub downstream: u32,
     /// First byte that was not read when last looked at; 0 when it is not known.
     pub copied_seq: u32,
+    /// Messages since it last went from one thread to another.
+    pub settled: u32,
+    /// 1 while it is among those that its lane counts as waiting for a response.
+    pub waits: u32,
 }
+
+/// Marks the owner of a lane as a process whose threads share it. Thread ids have 22 bits (`PID_MAX_LIMIT` of the
+/// kernel's include/linux/threads.h).
+pub const SHARED: u32 = 1 << 31;
 
 const _: () = {
     use core::mem::{offset_of, size_of};
@@ -197,7 +205,7 @@ const _: () = {
     assert!(offset_of!(Tally, lost) == 64);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == 9 * 8 + 12 * 4);
+    assert!(size_of::<Socket>() == 9 * 8 + 14 * 4);
     assert!(offset_of!(Socket, pending_lane) == 72);
 };
 

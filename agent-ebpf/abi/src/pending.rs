@@ -41,8 +41,10 @@ pub struct Entry<W> {
     tag: W,
     pub(crate) arrival_ns: W,
     pub(crate) read_ns: W,
-    /// Which downstream socket a request came from, or a response should go to if all were paired in order.
+    /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits.
     downstream: W,
+    /// Which thread read it last, where threads share the set.
+    pub(crate) thread: W,
     /// Of a request: name of the connection it took off the stack, 0 if none was free.
     pub(crate) pooled: W,
     /// Name of the connection that a request was written to, or that a response came from; 0 if there is none yet.
@@ -109,6 +111,7 @@ impl<W: Word> Pending<W> {
         entry.arrival_ns.store(arrival_ns);
         entry.read_ns.store(read_ns);
         entry.downstream.store(downstream);
+        entry.thread.store(0);
         entry.pooled.store(0);
         entry.upstream.store(upstream);
         self.live.add(1);
@@ -208,6 +211,12 @@ impl<W: Word> Pending<W> {
         (pushed_tag != 0 && entry.tag.load() >> STATE_BITS == position).then_some(entry)
     }
 
+    /// Whether the message of this tag is live.
+    #[inline(always)]
+    pub(crate) fn is_live(&self, pushed_tag: u64) -> bool {
+        pushed_tag != 0 && self.of(pushed_tag).tag.load() == pushed_tag
+    }
+
     /// The position of the message of this tag, whatever became of it, until its place is used again.
     #[inline(always)]
     pub(crate) fn position(&self, pushed_tag: u64) -> Option<u64> {
@@ -228,6 +237,10 @@ impl<W: Word> Pending<W> {
             let entry = self.entry(head);
             let read_ns = entry.read_ns.load();
             let state = entry.tag.load();
+            if state >> STATE_BITS < head {
+                // Another thread is just pushing it.
+                break;
+            }
             let fresh = state == tag(head, LIVE) || now_ns.saturating_sub(read_ns) <= ORPHAN_GRACE_NS;
             let becomes = if fresh { CLAIMED } else { DROPPED };
             let ended = is_over(head, state) || !entry.tag.swap_if(state, tag(head, becomes));
@@ -274,6 +287,12 @@ impl<W: Word> Pending<W> {
             .then(|| entry.read_ns.load())
     }
 
+    /// Whether a message waits.
+    #[inline(always)]
+    pub fn any_live(&self) -> bool {
+        self.live.load() != 0
+    }
+
     /// When the newest message was read, whatever became of it; 0 if there never was one.
     #[inline(always)]
     pub fn newest_read_ns(&self) -> u64 {
@@ -310,11 +329,12 @@ impl<W: Word> Pending<W> {
     }
 }
 
-/// Claimed or dropped: no longer to be claimed. One that another thread is just pushing has an earlier message's tag.
+/// Claimed, dropped or forgotten: no longer to be claimed. One that another thread is just pushing has an earlier
+/// message's tag.
 #[inline(always)]
 const fn is_over(position: u64, tag: u64) -> bool {
     let state = tag & ((1 << STATE_BITS) - 1);
-    tag >> STATE_BITS == position && (state == CLAIMED || state == DROPPED)
+    tag >> STATE_BITS > position || tag >> STATE_BITS == position && (state == CLAIMED || state == DROPPED)
 }
 
 #[inline(always)]
