@@ -178,7 +178,7 @@ fn at_work(kind: ProxyKind, pid: u32) -> Result<usize> {
     let named = |process: &Process, prefix: &str| -> Result<usize> {
         let mut count = 0;
         for task in process.tasks()? {
-            count += usize::from(task?.status()?.name.starts_with(prefix));
+            count += usize::from(task?.stat()?.comm.starts_with(prefix));
         }
         Ok(count)
     };

@@ -51,6 +51,8 @@ impl Server {
     /// Listens inside a namespace, and answers HTTP/1.1 and HTTP/2.
     pub fn start(netns: &Netns, listen: SocketAddr) -> Result<Self> {
         let listener = netns.within(|| Ok(TcpListener::bind(listen)?))?;
+        // A proxy that has one call at a time on a connection opens as many at once as there are calls.
+        rustix::net::listen(&listener, 4096)?;
         listener.set_nonblocking(true)?;
         let runtime = runtime()?;
         let accepted = Arc::new(AtomicUsize::new(0));
@@ -177,7 +179,11 @@ impl Talk {
     }
 
     fn request(&self) -> Result<Request<Body>> {
-        let mut request = Request::post("http://bed/bed.Echo/Say").header(HOST, "bed");
+        // HTTP/2 names the host in the target.
+        let mut request = match self.version().0 {
+            Version::HTTP_2 => Request::post("http://bed/bed.Echo/Say"),
+            _ => Request::post("/bed.Echo/Say").header(HOST, "bed"),
+        };
         let mut shape = Shape::Sized;
         match self.protocol {
             Protocol::H1Close => request = request.header(CONNECTION, "close"),
