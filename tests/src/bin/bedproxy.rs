@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result};
 use bed::toy;
 use clap::{Args, Parser, Subcommand};
 
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+
 #[derive(Parser)]
 #[command(about, version)]
 struct Arguments {
@@ -53,6 +56,8 @@ impl Place {
     fn listen(&self) -> Result<TcpListener> {
         let listener =
             TcpListener::bind(self.listen).with_context(|| format!("cannot listen on {}", self.listen))?;
+        // The standard library's 128 are fewer than a load opens at once, and who is not let in tries again after 1 s.
+        rustix::net::listen(&listener, BACKLOG)?;
         let mut out = std::io::stdout().lock();
         writeln!(out, "listening {}", listener.local_addr()?)?;
         out.flush()?;
