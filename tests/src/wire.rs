@@ -7,6 +7,9 @@ use std::collections::HashMap;
 
 use crate::http;
 
+pub mod h2;
+pub mod stream;
+
 /// Which of the proxy's interfaces a packet passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -47,6 +50,17 @@ enum Start {
     Nameless,
     /// Neither a request line nor a status line: a later packet of some message.
     Continuation,
+}
+
+/// Where a message begins on one side of the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Which way it goes.
+    pub direction: Direction,
+    /// When the packet with its first byte was captured, ns.
+    pub time_ns: u64,
+    /// Its id, if its head has one.
+    pub id: Option<u64>,
 }
 
 /// The first packets of one message on the two sides, ns.
