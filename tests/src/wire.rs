@@ -7,8 +7,9 @@ use std::collections::HashMap;
 
 use crate::http;
 
-pub mod h2;
+pub mod http2;
 pub mod stream;
+pub mod tls;
 
 /// Which of the proxy's interfaces a packet passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
