@@ -27,5 +27,6 @@ pub mod process;
 pub mod protocol;
 pub mod proxy;
 pub mod python;
+pub mod tcp;
 pub mod tools;
 pub mod wire;
