@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use bed::netns::{Bed, Family, Netns};
 use bed::origin::{BODY, Origin};
 use bed::process::{self, Child};
-use bed::proxy::{Proxy, ProxyKind};
+use bed::protocol::Protocol;
+use bed::proxy::{Proxy, ProxyKind, Spec};
 use procfs::net::TcpState;
 use procfs::process::Process;
 
@@ -40,12 +41,11 @@ fn answers_and_leaves_nothing(kind: ProxyKind) {
         let namespaces = [&bed.client, &bed.proxy, &bed.server].map(Netns::path);
         let server = Bed::server_address(family);
         let origin = Origin::start(&bed.server, &[server], &folder("origin")).expect("an origin");
-        let proxy =
-            Proxy::start(kind, 2, &bed.proxy, Bed::proxy_address(family), server, &folder(kind.name()))
-                .expect("a proxy");
+        let dir = folder(kind.name());
+        let proxy = Proxy::start(&Spec::in_bed(&bed, family, kind, &dir)).expect("a proxy");
         let groups = [origin.pid(), proxy.pid()];
         assert!(groups.iter().all(|group| !members(*group).is_empty()));
-        assert_eq!(program(proxy.pid()), kind.name());
+        assert_eq!(program(proxy.pid()), kind.executable());
 
         bed.client.within(|| ask(proxy.listen())).expect("answers");
 
@@ -73,7 +73,10 @@ fn a_proxy_that_cannot_start_says_why() {
     let bed = Bed::new().unwrap();
     let elsewhere: SocketAddr = "192.0.2.1:8080".parse().unwrap();
     for kind in ProxyKind::ALL {
-        let started = Proxy::start(kind, 1, &bed.proxy, elsewhere, elsewhere, &folder("broken"));
+        let dir = folder("broken");
+        let protocol = if kind.speaks(Protocol::H1) { Protocol::H1 } else { Protocol::Tcp };
+        let spec = Spec { listen: elsewhere, protocol, ..Spec::in_bed(&bed, Family::V4, kind, &dir) };
+        let started = Proxy::start(&spec);
         let message = format!("{:#}", started.err().unwrap());
         assert!(message.contains("192.0.2.1"), "{message}");
         assert!(message.to_lowercase().contains("assign"), "no reason from the log in: {message}");

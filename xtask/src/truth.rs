@@ -13,7 +13,7 @@ use bed::load::Tally;
 use bed::netns::{Bed, Family};
 use bed::process::Child;
 use bed::protocol::Protocol;
-use bed::proxy::{Proxy, ProxyKind};
+use bed::proxy::{Proxy, ProxyKind, Spec};
 use bed::tools;
 use bed::wire::{Direction, Latencies, Wire};
 use serde::Serialize;
@@ -29,8 +29,8 @@ const BEYOND_LOAD: Duration = Duration::from_mins(1);
 /// What can be chosen.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Which proxies: envoy, nginx, haproxy
-    #[arg(long, value_delimiter = ',', default_values_t = ProxyKind::ALL)]
+    /// Which proxies
+    #[arg(long, value_delimiter = ',', default_values_t = ProxyKind::OF_MESHES)]
     proxy: Vec<ProxyKind>,
     /// Which protocol on both sides of the proxy
     #[arg(long, default_value_t = Protocol::H1)]
@@ -109,7 +109,7 @@ struct Cell {
 pub fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure()?;
     let agent = if options.wire_only { None } else { Some(cargo::agent()?) };
-    cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bin", "bed"])?;
+    cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bins"])?;
     let programs = Programs { agent, bed: tools::target().join("release/bed") };
 
     let (mut seen, mut matched, mut wire, mut failed) = (0, 0, 0, 0);
@@ -163,7 +163,15 @@ fn measure(options: &Options, programs: &Programs, kind: ProxyKind, connections:
     backend.args(["backend", "--listen", &upstream.to_string()]);
     let mut backend = Child::start("backend", &backend, &dir)?;
     backend.wait_for_port(upstream, START_LONGEST)?;
-    let proxy = Proxy::start(kind, options.workers, &bed.proxy, listen, upstream, &dir.join("proxy"))?;
+    let proxy = Proxy::start(&Spec {
+        kind,
+        workers: options.workers,
+        protocol: options.protocol,
+        netns: &bed.proxy,
+        listen,
+        upstream,
+        dir: &dir.join("proxy"),
+    })?;
     let capture = Capture::start(&bed, &dir)?;
 
     let mut load = bed.client.wrap(&programs.bed);
