@@ -18,7 +18,9 @@
 pub mod backend;
 pub mod capture;
 pub mod delay;
+pub mod grpc;
 pub mod http;
+pub mod http2;
 pub mod live;
 pub mod load;
 pub mod netns;

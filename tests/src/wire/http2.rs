@@ -4,29 +4,30 @@
 //! is decoded when it is whole: every block of the direction is, in order, since each may change the table of the
 //! next.
 
+use std::fmt;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use loona_hpack::Decoder;
 
-use super::stream::Units;
-use super::{Direction, Head};
+use super::units::Units;
+use super::{Direction, Sighting};
 use crate::http;
 
 /// What a client sends first.
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const FRAME_HEADER_BYTES: usize = 9;
 const HEADERS: u8 = 0x1;
-const SETTINGS: u8 = 0x4;
 const PUSH_PROMISE: u8 = 0x5;
 const CONTINUATION: u8 = 0x9;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// Reads one direction.
-pub struct Reader {
+/// One direction of a connection.
+pub(super) struct Messages {
     /// Bytes of the preface that are still to come.
-    preface_left: usize,
+    preface: &'static [u8],
     frames: Units,
     blocks: Blocks,
 }
@@ -40,62 +41,32 @@ struct Blocks {
 
 struct Block {
     stream: u32,
-    started_ns: u64,
+    start_ns: u64,
     fragments: Vec<u8>,
 }
 
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Reader").field("frames", &self.frames).finish_non_exhaustive()
+impl fmt::Debug for Messages {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Messages").field("frames", &self.frames).finish_non_exhaustive()
     }
 }
 
-impl Reader {
-    /// Whether a direction that begins like this is HTTP/2: the client's preface, or a server's SETTINGS. `None`
-    /// while that cannot be told.
-    pub fn speaks(begin: &[u8]) -> Option<bool> {
-        let length = PREFACE.len().min(begin.len());
-        if begin[..length] == PREFACE[..length] {
-            return (length == PREFACE.len()).then_some(true);
-        }
-        // A frame of type SETTINGS on stream 0, no longer than the handful of settings there are.
-        let begin = begin.get(..FRAME_HEADER_BYTES)?;
-        Some(begin[..2] == [0, 0] && begin[3] == SETTINGS && begin[5..] == [0; 4])
+impl Messages {
+    pub(super) fn new(direction: Direction) -> Self {
+        let preface = match direction {
+            Direction::Request => PREFACE,
+            Direction::Response => &[],
+        };
+        Self { preface, frames: Units::default(), blocks: Blocks { decoder: Decoder::new(), open: None } }
     }
 
-    /// A reader of a direction from its beginning, which [`Reader::speaks`] has seen.
-    pub fn new(begin: &[u8]) -> Self {
-        Self {
-            preface_left: if begin.starts_with(PREFACE) { PREFACE.len() } else { 0 },
-            frames: Units::default(),
-            blocks: Blocks { decoder: Decoder::new(), open: None },
-        }
-    }
-
-    /// Takes the next bytes, which came at one time, and hands on the heads that are whole now.
-    ///
-    /// # Errors
-    /// When the bytes are no HTTP/2.
-    pub fn push(
-        &mut self,
-        time_ns: u64,
-        bytes: &[u8],
-        mut found: impl FnMut(Head) -> Result<()>,
-    ) -> Result<()> {
-        let preface = self.preface_left.min(bytes.len());
-        self.preface_left -= preface;
-        let blocks = &mut self.blocks;
-        self.frames.push(time_ns, &bytes[preface..], FRAME_HEADER_BYTES, frame_bytes, |started_ns, frame| {
-            match blocks.frame(started_ns, frame)? {
-                Some(head) => found(head),
-                None => Ok(()),
-            }
+    pub(super) fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
+        let (preface, bytes) = bytes.split_at(self.preface.len().min(bytes.len()));
+        self.preface = self.preface.strip_prefix(preface).context("no HTTP/2: another preface")?;
+        self.frames.push(time_ns, bytes, FRAME_HEADER_BYTES, frame_bytes, |start_ns, frame| {
+            sightings.extend(self.blocks.frame(start_ns, frame)?);
+            Ok(())
         })
-    }
-
-    /// Whether the last frame and the last header block came to their end.
-    pub fn is_whole(&self) -> bool {
-        self.frames.is_whole() && self.blocks.open.is_none()
     }
 }
 
@@ -105,14 +76,15 @@ fn frame_bytes(header: &[u8]) -> usize {
 }
 
 impl Blocks {
-    fn frame(&mut self, started_ns: u64, frame: &[u8]) -> Result<Option<Head>> {
+    fn frame(&mut self, start_ns: u64, frame: &[u8]) -> Result<Option<Sighting>> {
         let (header, payload) = frame.split_at(FRAME_HEADER_BYTES);
         let (kind, flags) = (header[3], header[4]);
         let stream = header[5..].try_into().map(u32::from_be_bytes)? & !(1 << 31);
         match (kind, self.open.take()) {
             (HEADERS, None) => {
-                let fragments = fragment(flags, payload).context("a HEADERS frame shorter than its padding")?;
-                self.open = Some(Block { stream, started_ns, fragments: fragments.to_vec() });
+                let fragments =
+                    fragment(flags, payload).context("a HEADERS frame shorter than its padding")?;
+                self.open = Some(Block { stream, start_ns, fragments: fragments.to_vec() });
             }
             (CONTINUATION, Some(mut block)) => {
                 ensure!(block.stream == stream, "a CONTINUATION frame of another stream");
@@ -130,18 +102,18 @@ impl Blocks {
         self.open.take().map_or(Ok(None), |block| self.decode(&block))
     }
 
-    /// The head in a block: nothing for trailers and for interim responses (1xx).
-    fn decode(&mut self, block: &Block) -> Result<Option<Head>> {
-        let (mut direction, mut id) = (None, None);
+    /// The message that a block begins: nothing for trailers and for interim responses (1xx).
+    fn decode(&mut self, block: &Block) -> Result<Option<Sighting>> {
+        let (mut begins, mut id) = (false, None);
         self.decoder
             .decode_with_cb(&block.fragments, |name, value| match name.as_ref() {
-                b":method" => direction = Some(Direction::Request),
-                b":status" if !value.starts_with(b"1") => direction = Some(Direction::Response),
+                b":method" => begins = true,
+                b":status" => begins = !value.starts_with(b"1"),
                 name if name == http::ID_HEADER.as_bytes() => id = http::parse_id(&value),
                 _ => {}
             })
             .with_context(|| format!("the header block of stream {} cannot be decoded", block.stream))?;
-        Ok(direction.map(|direction| Head { direction, time_ns: block.started_ns, id }))
+        Ok(begins.then_some(Sighting { id, time_ns: block.start_ns }))
     }
 }
 

@@ -1,18 +1,35 @@
 //! Hop latencies from packets alone: no socket, no process and no agent is asked.
 //!
 //! A proxy stands between two interfaces. A request is seen arriving on the downstream one and leaving on the
-//! upstream one, its response the other way round; the id in their headers says which packets belong together.
+//! upstream one, its response the other way round; the id in each message says which sightings belong together. The
+//! time of a message is that of the packet with its first byte.
+//!
+//! Where every message starts a packet, packets are looked at one by one ([`starts`]), and their beginnings are
+//! enough. Elsewhere the bytes of each connection are put in order ([`stream`]) and read by the module of the
+//! protocol's family.
+
+mod http1;
+mod http2;
+mod latencies;
+mod starts;
+mod stream;
+mod tcp;
+mod tls;
+mod units;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
-use crate::http;
+use anyhow::{Context as _, Result};
 
-pub mod http2;
-pub mod stream;
-pub mod tls;
+use crate::protocol::Protocol;
+pub use latencies::Latencies;
+pub use stream::Carried;
+use stream::Stream;
+pub use tls::KeyLog;
 
 /// Which of the proxy's interfaces a packet passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Towards the client.
     Downstream,
@@ -21,7 +38,7 @@ pub enum Side {
 }
 
 /// Which way a message crosses the proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// From client to server.
     Request,
@@ -42,102 +59,164 @@ impl Direction {
     }
 }
 
-/// What the start of a packet's payload says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Start {
-    /// The first packet of the message with this id.
-    Message(Direction, u64),
-    /// The first packet of a message without an id within the captured bytes.
-    Nameless,
-    /// Neither a request line nor a status line: a later packet of some message.
-    Continuation,
-}
-
-/// Where a message begins on one side of the proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// Which way it goes.
+/// One TCP segment, captured when and where it says.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// The interface.
+    pub side: Side,
+    /// Away from the end that opened the connection, or towards it.
     pub direction: Direction,
-    /// When the packet with its first byte was captured, ns.
+    /// The address of the end that opened the connection: with `side`, the connection's name.
+    pub opener: SocketAddr,
+    /// When, ns.
     pub time_ns: u64,
-    /// Its id, if its head has one.
-    pub id: Option<u64>,
+    /// Its sequence number.
+    pub sequence: u32,
+    /// Whether it is the first of its connection in this direction (SYN).
+    pub opens: bool,
+    /// What it carries; where [`needs_whole_packets`] permits, the beginning of that is enough.
+    pub payload: &'a [u8],
 }
 
-/// The first packets of one message on the two sides, ns.
+/// All messages of a capture.
+#[derive(Debug)]
+pub struct Wire {
+    reading: Reading,
+    requests: HashMap<u64, Crossing>,
+    responses: HashMap<u64, Crossing>,
+    /// Packets with bytes that were seen before on the same side: retransmissions. Where each message starts a
+    /// packet, of those packets only.
+    pub repeated: u64,
+    /// Messages in which no id was found.
+    pub nameless: u64,
+}
+
+/// How messages are found.
+#[derive(Debug)]
+enum Reading {
+    /// At the start of packets.
+    Starts,
+    /// In the bytes of each connection and direction.
+    Streams(Sides, HashMap<(Side, Direction, SocketAddr), Stream>),
+}
+
+/// What the connections of each side carry.
+#[derive(Clone, Debug)]
+pub struct Sides {
+    /// Towards the client.
+    pub downstream: Carried,
+    /// Towards the server.
+    pub upstream: Carried,
+}
+
+/// Where and when the first byte of a message passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sighting {
+    /// The message's name, if it has one.
+    id: Option<u64>,
+    time_ns: u64,
+}
+
+/// The sightings of one message on the two sides, ns.
 #[derive(Clone, Copy, Debug, Default)]
 struct Crossing {
     downstream_ns: Option<u64>,
     upstream_ns: Option<u64>,
 }
 
-/// All message starts of a capture.
-#[derive(Debug, Default)]
-pub struct Wire {
-    requests: HashMap<u64, Crossing>,
-    responses: HashMap<u64, Crossing>,
-    /// Message starts seen before on the same side: retransmissions.
-    pub repeated: u64,
-    /// Message starts in which no id was found.
-    pub nameless: u64,
-    /// Packets that start no message.
-    pub continuations: u64,
-}
-
-/// The latencies of one direction.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Latencies {
-    /// Every message's, ns, ascending.
-    sorted_ns: Vec<u64>,
-    /// Messages seen on one side only.
-    pub one_sided: u64,
-    /// Messages that left before they arrived: impossible, so a sign of a wrong capture.
-    pub backwards: u64,
+/// Whether packets must be captured to their end, and the first packets of connections (SYN) as well.
+pub fn needs_whole_packets(protocol: Protocol) -> bool {
+    Carried::by(protocol).is_some()
 }
 
 impl Wire {
-    /// Takes one packet's TCP payload, captured when and where it says. The earliest packet of a message counts.
-    pub fn observe(&mut self, side: Side, time_ns: u64, payload: &[u8]) {
-        let (direction, id) = match start(payload) {
-            Start::Message(direction, id) => (direction, id),
-            Start::Nameless => {
-                self.nameless += 1;
-                return;
+    /// A capture of this protocol of which nothing was seen.
+    pub fn new(protocol: Protocol) -> Self {
+        Carried::by(protocol).map_or_else(
+            || Self::read(Reading::Starts),
+            |carried| Self::of_sides(Sides { downstream: carried.clone(), upstream: carried }),
+        )
+    }
+
+    /// A capture of which nothing was seen, with all of every packet.
+    pub fn of_sides(sides: Sides) -> Self {
+        Self::read(Reading::Streams(sides, HashMap::new()))
+    }
+
+    fn read(reading: Reading) -> Self {
+        Self { reading, requests: HashMap::new(), responses: HashMap::new(), repeated: 0, nameless: 0 }
+    }
+
+    /// Takes one packet, in the order of the capture.
+    ///
+    /// # Errors
+    /// When what a connection carries is not the protocol.
+    pub fn observe(&mut self, packet: &Packet<'_>) -> Result<()> {
+        match &mut self.reading {
+            Reading::Starts => {
+                if let Some(id) = starts::message(packet) {
+                    self.see(packet, Sighting { id, time_ns: packet.time_ns });
+                }
             }
-            Start::Continuation => {
-                self.continuations += 1;
-                return;
+            Reading::Streams(sides, streams) => {
+                let carried = match packet.side {
+                    Side::Downstream => &sides.downstream,
+                    Side::Upstream => &sides.upstream,
+                };
+                let new = || Stream::new(carried.messages(packet.direction));
+                let name = (packet.side, packet.direction, packet.opener);
+                let stream = streams.entry(name).or_insert_with(new);
+                if packet.opens {
+                    // A new connection from an address that was used before.
+                    *stream = new();
+                }
+                let mut sightings = Vec::new();
+                let repeats = stream.take(packet, &mut sightings).with_context(|| {
+                    format!("the {}s of {} cannot be read", packet.direction.as_str(), packet.opener)
+                })?;
+                self.repeated += u64::from(repeats);
+                for sighting in sightings {
+                    self.see(packet, sighting);
+                }
             }
+        }
+        Ok(())
+    }
+
+    fn see(&mut self, packet: &Packet<'_>, sighting: Sighting) {
+        let Some(id) = sighting.id else {
+            self.nameless += 1;
+            return;
         };
-        let messages = match direction {
+        let messages = match packet.direction {
             Direction::Request => &mut self.requests,
             Direction::Response => &mut self.responses,
         };
         let crossing = messages.entry(id).or_default();
-        let stamp = match side {
+        let stamp = match packet.side {
             Side::Downstream => &mut crossing.downstream_ns,
             Side::Upstream => &mut crossing.upstream_ns,
         };
         match stamp {
-            None => *stamp = Some(time_ns),
+            None => *stamp = Some(sighting.time_ns),
             Some(first_ns) => {
                 self.repeated += 1;
-                *first_ns = time_ns.min(*first_ns);
+                *first_ns = sighting.time_ns.min(*first_ns);
             }
         }
     }
 
-    /// The latencies of one direction: first packet out less first packet in.
+    /// The latencies of one direction: first byte out less first byte in.
     pub fn latencies(&self, direction: Direction) -> Latencies {
         let messages = match direction {
             Direction::Request => &self.requests,
             Direction::Response => &self.responses,
         };
-        let mut latencies = Latencies::default();
+        let (mut latencies_ns, mut one_sided, mut backwards) = (Vec::with_capacity(messages.len()), 0, 0);
         for crossing in messages.values() {
             let (Some(downstream_ns), Some(upstream_ns)) = (crossing.downstream_ns, crossing.upstream_ns)
             else {
-                latencies.one_sided += 1;
+                one_sided += 1;
                 continue;
             };
             let (in_ns, out_ns) = match direction {
@@ -145,57 +224,12 @@ impl Wire {
                 Direction::Response => (upstream_ns, downstream_ns),
             };
             match out_ns.checked_sub(in_ns) {
-                Some(latency_ns) => latencies.sorted_ns.push(latency_ns),
-                None => latencies.backwards += 1,
+                Some(latency_ns) => latencies_ns.push(latency_ns),
+                None => backwards += 1,
             }
         }
-        latencies.sorted_ns.sort_unstable();
-        latencies
+        Latencies { one_sided, backwards, ..latencies_ns.into_iter().collect() }
     }
-}
-
-impl Latencies {
-    /// Messages seen on both sides.
-    pub fn count(&self) -> u64 {
-        self.sorted_ns.len() as u64
-    }
-
-    /// Arithmetic mean, ns; `None` of nothing.
-    pub fn mean_ns(&self) -> Option<f64> {
-        let sum_ns: u128 = self.sorted_ns.iter().map(|&latency_ns| u128::from(latency_ns)).sum();
-        (!self.sorted_ns.is_empty()).then(|| sum_ns as f64 / self.sorted_ns.len() as f64)
-    }
-
-    /// The smallest latency that at least `per_mille` thousandths of the messages do not exceed, ns: the one of
-    /// rank `ceil(q * n)`. `None` of nothing.
-    pub fn quantile_ns(&self, per_mille: u64) -> Option<u64> {
-        let rank = (self.count() * per_mille).div_ceil(1000).max(1);
-        self.sorted_ns.get(usize::try_from(rank - 1).ok()?).copied()
-    }
-}
-
-fn start(payload: &[u8]) -> Start {
-    const METHODS: [&[u8]; 5] = [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE "];
-    let direction = if payload.starts_with(b"HTTP/1.") {
-        Direction::Response
-    } else if METHODS.iter().any(|method| payload.starts_with(method)) {
-        Direction::Request
-    } else {
-        return Start::Continuation;
-    };
-    // The snap length may have cut the head anywhere, so lines are searched, not a head parsed.
-    payload
-        .split(|&byte| byte == b'\n')
-        .skip(1)
-        .take_while(|line| !matches!(line, [] | [b'\r']))
-        .find_map(|line| id_of(line.strip_suffix(b"\r").unwrap_or(line)))
-        .map_or(Start::Nameless, |id| Start::Message(direction, id))
-}
-
-fn id_of(line: &[u8]) -> Option<u64> {
-    let (name, rest) = line.split_at_checked(http::ID_HEADER.len())?;
-    let value = rest.strip_prefix(b":")?.trim_ascii();
-    name.eq_ignore_ascii_case(http::ID_HEADER.as_bytes()).then(|| http::parse_id(value))?
 }
 
 #[cfg(test)]

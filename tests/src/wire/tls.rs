@@ -1,16 +1,19 @@
 //! TLS 1.3 in one direction of a connection: records, opened with the secrets that an end of it has logged.
 //!
-//! The bytes of a record have the time of the record's first byte. That is when the sender has handed on the whole
-//! record and when the receiver can begin to wait for it; nothing is known of the times of the bytes inside.
+//! What is in a record has the time of the packet with the record's first byte, so a message has that of the record with
+//! its first byte: a record is sealed, sent and opened as a whole, and begins to leave and to arrive with that packet.
 //!
 //! Nothing of the handshake is read. Which secret belongs to a direction is found by trying: a record opens with one
 //! key only, and the first that opens is the first of those with application data.
+
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, bail};
 use ring::aead::{self, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hkdf;
 
-use super::stream::Units;
+use super::units::Units;
+use super::{Sighting, stream};
 
 const RECORD_HEADER_BYTES: usize = 5;
 const HANDSHAKE: u8 = 22;
@@ -27,11 +30,14 @@ pub struct KeyLog {
     secrets: Vec<Vec<u8>>,
 }
 
-/// Reads one direction.
-#[derive(Debug, Default)]
-pub struct Reader {
+/// One direction of a connection.
+#[derive(Debug)]
+pub(super) struct Messages {
+    keys: Rc<KeyLog>,
     records: Units,
     opener: Option<Opener>,
+    /// What the records carry.
+    inner: Box<stream::Messages>,
 }
 
 /// Opens the records of one direction in their order.
@@ -74,51 +80,31 @@ fn hexadecimal(digits: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
-impl Reader {
-    /// Whether a direction that begins like this is TLS: a record of the handshake. `None` while that cannot be told.
-    pub fn speaks(begin: &[u8]) -> Option<bool> {
-        const BEGIN: [u8; 2] = [HANDSHAKE, 3];
-        let length = BEGIN.len().min(begin.len());
-        if begin[..length] == BEGIN[..length] { (length == BEGIN.len()).then_some(true) } else { Some(false) }
+impl Messages {
+    pub(super) fn new(keys: Rc<KeyLog>, inner: stream::Messages) -> Self {
+        Self { keys, records: Units::default(), opener: None, inner: Box::new(inner) }
     }
 
-    /// Takes the next bytes, which came at one time, and hands on the application data of the records that are whole
-    /// now, each with the time of its record, ns.
-    ///
-    /// # Errors
-    /// When a record does not open after others did, or the keys change; and whatever `take` fails with.
-    pub fn push(
-        &mut self,
-        keys: &KeyLog,
-        time_ns: u64,
-        bytes: &[u8],
-        mut take: impl FnMut(u64, &[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let opener = &mut self.opener;
-        self.records.push(time_ns, bytes, RECORD_HEADER_BYTES, record_bytes, |started_ns, record| {
+    pub(super) fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
+        self.records.push(time_ns, bytes, RECORD_HEADER_BYTES, record_bytes, |start_ns, record| {
             if record[0] != APPLICATION_DATA {
                 return Ok(());
             }
-            let plain = if let Some(opener) = opener {
+            let plain = if let Some(opener) = &mut self.opener {
                 opener.open(record).context("a TLS record does not open with the key of those before it")?
-            } else if let Some((first, plain)) = keys.opener(record) {
-                *opener = Some(first);
+            } else if let Some((opener, plain)) = self.keys.opener(record) {
+                self.opener = Some(opener);
                 plain
             } else {
                 // Of the handshake, whose keys are not asked for.
                 return Ok(());
             };
             match content(&plain).context("a TLS record without content")? {
-                (APPLICATION_DATA, data) => take(started_ns, data),
+                (APPLICATION_DATA, data) => self.inner.take(start_ns, data, sightings),
                 (HANDSHAKE, [KEY_UPDATE, ..]) => bail!("the keys of a TLS connection were changed"),
                 _ => Ok(()),
             }
         })
-    }
-
-    /// Whether the last record came to its end, and some record could be opened.
-    pub fn is_whole(&self) -> bool {
-        self.records.is_whole() && self.opener.is_some()
     }
 }
 
@@ -188,7 +174,11 @@ fn label(name: &str, length: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{KeyLog, Reader, hexadecimal};
+    use std::rc::Rc;
+
+    use super::{KeyLog, Messages, hexadecimal};
+    use crate::wire::stream::Carried;
+    use crate::wire::{Direction, Sighting};
 
     // RFC 8448, section 3, "Simple 1-RTT Handshake": what the client sends after the handshake.
     const SECRET: &str = "9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5";
@@ -200,52 +190,57 @@ mod tests {
         hexadecimal(digits).unwrap()
     }
 
-    fn keys() -> KeyLog {
+    fn keys() -> Rc<KeyLog> {
         let other = "11".repeat(48);
-        KeyLog::read(&format!(
+        let log = format!(
             "log CLIENT_TRAFFIC_SECRET_0 00aa {other} SERVER_TRAFFIC_SECRET_0 00aa {other}\n\
              CLIENT_HANDSHAKE_TRAFFIC_SECRET 00ff {other}\nCLIENT_TRAFFIC_SECRET_0 00ff {SECRET}\n"
-        ))
-        .unwrap()
+        );
+        Rc::new(KeyLog::read(&log).unwrap())
     }
 
-    fn push(reader: &mut Reader, time_ns: u64, bytes: &[u8]) -> anyhow::Result<Vec<(u64, Vec<u8>)>> {
-        let mut taken = Vec::new();
-        reader.push(&keys(), time_ns, bytes, |time_ns, data| {
-            taken.push((time_ns, data.to_vec()));
-            Ok(())
-        })?;
-        Ok(taken)
+    /// A connection that carries HTTP/1.1 inside, which what the RFC's client sends is not.
+    fn messages() -> Messages {
+        Messages::new(keys(), Carried::Http1.messages(Direction::Request))
+    }
+
+    fn take(messages: &mut Messages, bytes: &[u8]) -> anyhow::Result<Vec<Sighting>> {
+        let mut sightings = Vec::new();
+        messages.take(1, bytes, &mut sightings)?;
+        Ok(sightings)
     }
 
     #[test]
-    fn a_record_split_over_packets_has_the_time_of_its_first_byte() {
-        let mut reader = Reader::default();
+    fn the_record_of_the_rfc_opens_though_split_over_packets() {
+        let mut opener = keys().opener(&bytes(RECORD)).unwrap();
+        let expected: Vec<u8> = (0..50).chain([super::APPLICATION_DATA]).collect();
+        assert_eq!(opener.1, expected);
+        assert_eq!(opener.0.open(&bytes(CLOSE)).unwrap(), [1, 0, 21]);
+
+        let mut messages = messages();
         // One of the handshake, which no secret of application data opens, comes first.
-        assert_eq!(push(&mut reader, 1, &bytes(&format!("1703030013{}", "22".repeat(19)))).unwrap(), []);
-        assert!(!reader.is_whole());
+        let handshake = bytes(&format!("1703030013{}", "22".repeat(19)));
         let record = bytes(RECORD);
-        assert_eq!(push(&mut reader, 2, &record[..3]).unwrap(), []);
-        assert_eq!(push(&mut reader, 3, &record[3..20]).unwrap(), []);
-        let data: Vec<u8> = (0..50).collect();
-        assert_eq!(push(&mut reader, 4, &record[20..]).unwrap(), [(2, data)]);
-        // The alert with which the client ends is no data, but opens.
-        assert_eq!(push(&mut reader, 5, &bytes(CLOSE)).unwrap(), []);
-        assert!(reader.is_whole());
+        assert_eq!(take(&mut messages, &[&handshake, &record[..3]].concat()).unwrap(), []);
+        assert!(messages.opener.is_none());
+        assert_eq!(take(&mut messages, &record[3..20]).unwrap(), []);
+        let error = take(&mut messages, &record[20..]).unwrap_err();
+        assert!(format!("{error:#}").contains("no HTTP/1 request"), "{error:#}");
+        assert!(messages.opener.is_some());
     }
 
     #[test]
     fn a_record_missing_between_others_is_an_error() {
-        let mut reader = Reader::default();
-        assert_eq!(push(&mut reader, 1, &bytes(RECORD)).unwrap().len(), 1);
-        assert!(push(&mut reader, 2, &bytes(RECORD)).is_err());
+        let mut messages = messages();
+        messages.opener = keys().opener(&bytes(RECORD)).map(|(opener, _)| opener);
+        // The alert with which the client ends is no data, but opens.
+        assert_eq!(take(&mut messages, &bytes(CLOSE)).unwrap(), []);
+        assert!(take(&mut messages, &bytes(CLOSE)).is_err());
     }
 
     #[test]
-    fn the_first_bytes_tell_the_protocol() {
-        assert_eq!(Reader::speaks(&[22]), None);
-        assert_eq!(Reader::speaks(&[22, 3, 1]), Some(true));
-        assert_eq!(Reader::speaks(b"GET / HTTP/1.1"), Some(false));
+    fn a_secret_that_is_none_is_refused() {
         assert!(KeyLog::read("CLIENT_TRAFFIC_SECRET_0 00 xy").is_err());
+        assert!(KeyLog::read("CLIENT_TRAFFIC_SECRET_0 00").is_err());
     }
 }

@@ -2,10 +2,11 @@
 
 use loona_hpack::Encoder;
 
-use super::{CONTINUATION, END_HEADERS, HEADERS, PADDED, PREFACE, PRIORITY, PUSH_PROMISE, Reader, SETTINGS};
-use crate::wire::{Direction, Head};
+use super::{CONTINUATION, END_HEADERS, HEADERS, Messages, PADDED, PREFACE, PRIORITY, PUSH_PROMISE};
+use crate::wire::{Direction, Sighting};
 
 const DATA: u8 = 0x0;
+const SETTINGS: u8 = 0x4;
 const END_STREAM: u8 = 0x1;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -34,37 +35,27 @@ impl Peer {
     }
 }
 
-/// What a reader finds in packets, the first of which came at 1 ns, the next at 2 ns, ...
-fn heads(packets: &[&[u8]]) -> anyhow::Result<Vec<Head>> {
-    let mut reader = Reader::new(packets[0]);
+/// What is found in packets, the first of which came at 1 ns, the next at 2 ns, ...
+fn found(direction: Direction, packets: &[&[u8]]) -> anyhow::Result<Vec<Sighting>> {
+    let mut messages = Messages::new(direction);
     let mut found = Vec::new();
     for (time_ns, packet) in (1..).zip(packets) {
-        reader.push(time_ns, packet, |head| {
-            found.push(head);
-            Ok(())
-        })?;
+        messages.take(time_ns, packet, &mut found)?;
     }
-    anyhow::ensure!(reader.is_whole(), "something is cut off");
+    anyhow::ensure!(messages.frames.is_whole() && messages.blocks.open.is_none(), "something is cut off");
     Ok(found)
 }
 
-fn request(time_ns: u64, id: u64) -> Head {
-    Head { direction: Direction::Request, time_ns, id: Some(id) }
+fn requests(packets: &[&[u8]]) -> anyhow::Result<Vec<Sighting>> {
+    found(Direction::Request, packets)
 }
 
-fn response(time_ns: u64, id: u64) -> Head {
-    Head { direction: Direction::Response, time_ns, id: Some(id) }
+fn responses(packets: &[&[u8]]) -> anyhow::Result<Vec<Sighting>> {
+    found(Direction::Response, packets)
 }
 
-#[test]
-fn the_first_bytes_tell_the_protocol() {
-    let settings = frame(SETTINGS, 0, 0, &[0; 6]);
-    assert_eq!(Reader::speaks(PREFACE), Some(true));
-    assert_eq!(Reader::speaks(&PREFACE[..10]), None);
-    assert_eq!(Reader::speaks(&settings), Some(true));
-    assert_eq!(Reader::speaks(&settings[..8]), None);
-    assert_eq!(Reader::speaks(b"HTTP/1.1 200 OK\r\n"), Some(false));
-    assert_eq!(Reader::speaks(b"POST / HTTP/1.1\r\n"), Some(false));
+fn seen(time_ns: u64, id: u64) -> Sighting {
+    Sighting { id: Some(id), time_ns }
 }
 
 #[test]
@@ -76,7 +67,7 @@ fn one_packet_holds_the_preface_and_many_frames() {
         packet.extend(frame(HEADERS, END_HEADERS, 1, &peer.request(id)));
         packet.extend(frame(DATA, END_STREAM, 1, b"a body"));
     }
-    assert_eq!(heads(&[&packet]).unwrap(), [request(1, 7), request(1, 7), request(1, 9)]);
+    assert_eq!(requests(&[&packet]).unwrap(), [seen(1, 7), seen(1, 7), seen(1, 9)]);
 }
 
 #[test]
@@ -90,12 +81,12 @@ fn a_frame_may_be_split_anywhere_and_has_the_time_of_its_first_byte() {
     let second = before + 9 + block.len();
     for cut in 1..bytes.len() {
         let expected =
-            [(before, 3), (second, 4)].map(|(start, id)| response(if start < cut { 1 } else { 2 }, id));
-        assert_eq!(heads(&[&bytes[..cut], &bytes[cut..]]).unwrap(), expected, "cut at {cut}");
+            [(before, 3), (second, 4)].map(|(start, id)| seen(if start < cut { 1 } else { 2 }, id));
+        assert_eq!(responses(&[&bytes[..cut], &bytes[cut..]]).unwrap(), expected, "cut at {cut}");
     }
     let each: Vec<&[u8]> = bytes.chunks(1).collect();
-    let expected = [response(before as u64 + 1, 3), response(second as u64 + 1, 4)];
-    assert_eq!(heads(&each).unwrap(), expected);
+    let expected = [seen(before as u64 + 1, 3), seen(second as u64 + 1, 4)];
+    assert_eq!(responses(&each).unwrap(), expected);
 }
 
 #[test]
@@ -107,12 +98,12 @@ fn a_block_goes_on_in_continuation_frames() {
     let third = frame(CONTINUATION, END_HEADERS, 1, &block[6..]);
     let after = frame(HEADERS, END_HEADERS, 3, &peer.request(6));
     let packets = [PREFACE, &first, &second, &third, &after];
-    assert_eq!(heads(&packets).unwrap(), [request(2, 5), request(5, 6)]);
+    assert_eq!(requests(&packets).unwrap(), [seen(2, 5), seen(5, 6)]);
     // Cut off, of another stream, broken by another frame.
-    assert!(heads(&[PREFACE, &first]).is_err());
-    assert!(heads(&[PREFACE, &first, &frame(CONTINUATION, END_HEADERS, 3, &block[4..])]).is_err());
-    assert!(heads(&[PREFACE, &first, &frame(DATA, 0, 1, &block[4..])]).is_err());
-    assert!(heads(&[PREFACE, &third]).is_err());
+    assert!(requests(&[PREFACE, &first]).is_err());
+    assert!(requests(&[PREFACE, &first, &frame(CONTINUATION, END_HEADERS, 3, &block[4..])]).is_err());
+    assert!(requests(&[PREFACE, &first, &frame(DATA, 0, 1, &block[4..])]).is_err());
+    assert!(requests(&[PREFACE, &third]).is_err());
 }
 
 #[test]
@@ -125,9 +116,9 @@ fn padding_and_priority_are_no_part_of_the_block() {
     packet.extend(frame(HEADERS, END_HEADERS | PADDED, 1, &padded));
     packet.extend(frame(HEADERS, END_HEADERS | PADDED | PRIORITY, 3, &both));
     packet.extend(frame(HEADERS, END_HEADERS | PRIORITY, 5, &priority));
-    assert_eq!(heads(&[&packet]).unwrap(), [request(1, 1), request(1, 2), request(1, 3)]);
+    assert_eq!(requests(&[&packet]).unwrap(), [seen(1, 1), seen(1, 2), seen(1, 3)]);
     let too_long = frame(HEADERS, END_HEADERS | PADDED, 1, &[9, 0x82]);
-    assert!(heads(&[PREFACE, &too_long]).is_err());
+    assert!(requests(&[PREFACE, &too_long]).is_err());
 }
 
 #[test]
@@ -140,13 +131,14 @@ fn trailers_and_interim_responses_are_no_messages_but_change_the_table() {
     packet.extend(frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers));
     packet.extend(frame(HEADERS, END_HEADERS, 3, &peer.response(9)));
     packet.extend(frame(HEADERS, END_HEADERS, 5, &peer.block(&[(":status", "404")])));
-    let nameless = Head { direction: Direction::Response, time_ns: 1, id: None };
-    assert_eq!(heads(&[&packet]).unwrap(), [response(1, 8), response(1, 9), nameless]);
+    let nameless = Sighting { id: None, time_ns: 1 };
+    assert_eq!(responses(&[&packet]).unwrap(), [seen(1, 8), seen(1, 9), nameless]);
 }
 
 #[test]
 fn what_cannot_be_decoded_is_an_error() {
     // An index into a dynamic table in which nothing is.
-    assert!(heads(&[PREFACE, &frame(HEADERS, END_HEADERS, 1, &[0xff])]).is_err());
-    assert!(heads(&[PREFACE, &frame(PUSH_PROMISE, END_HEADERS, 1, &[0; 4])]).is_err());
+    assert!(requests(&[PREFACE, &frame(HEADERS, END_HEADERS, 1, &[0xff])]).is_err());
+    assert!(requests(&[b"GET / HTTP/1.1\r\n"]).is_err());
+    assert!(requests(&[PREFACE, &frame(PUSH_PROMISE, END_HEADERS, 1, &[0; 4])]).is_err());
 }
