@@ -18,7 +18,9 @@
 pub mod backend;
 pub mod capture;
 pub mod delay;
+pub mod grpc;
 pub mod http;
+pub mod http2;
 pub mod live;
 pub mod load;
 pub mod netns;
@@ -27,6 +29,7 @@ pub mod process;
 pub mod protocol;
 pub mod proxy;
 pub mod python;
+pub mod tcp;
 pub mod tools;
 pub mod toy;
 pub mod wire;

@@ -160,7 +160,7 @@ fn measure(options: &Options, programs: &Programs, kind: ProxyKind, connections:
 
     let bed = Bed::new()?;
     let mut backend = bed.server.command(&programs.bed);
-    backend.args(["backend", "--listen", &upstream.to_string()]);
+    backend.args(["backend", "--listen", &upstream.to_string(), "--protocol", &options.protocol.to_string()]);
     let mut backend = Child::start("backend", &backend, &dir)?;
     backend.wait_for_port(upstream, START_LONGEST)?;
     let proxy = Proxy::start(&Spec {
@@ -172,10 +172,11 @@ fn measure(options: &Options, programs: &Programs, kind: ProxyKind, connections:
         upstream,
         dir: &dir.join("proxy"),
     })?;
-    let capture = Capture::start(&bed, &dir)?;
+    let capture = Capture::start(&bed, options.protocol, &dir)?;
 
     let mut load = bed.client.wrap(&programs.bed);
     load.extend(["load", "--target", &listen.to_string()].map(Into::into));
+    load.extend(["--protocol", &options.protocol.to_string()].map(Into::into));
     load.extend(["--connections", &connections.to_string()].map(Into::into));
     load.extend(["--seconds", &options.seconds.to_string()].map(Into::into));
     if let Some(rate) = options.rate {
@@ -219,7 +220,7 @@ fn drive(words: &[std::ffi::OsString], options: &Options, dir: &Path) -> Result<
 
 /// The latencies of both directions, if the capture holds every message of the load whole.
 fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
-    ensure!(load.requests > 0 && load.errors == 0, "the load had {} errors: {load:?}", load.errors);
+    ensure!(load.requests > 0 && load.errors == 0, "the load failed: {load:?}");
     ensure!(
         wire.repeated == 0 && wire.nameless == 0,
         "the wire is no truth: {} retransmissions, {} messages without an id",
@@ -227,16 +228,16 @@ fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
         wire.nameless
     );
     let latencies = Direction::ALL.map(|direction| wire.latencies(direction));
-    for (direction, latencies) in Direction::ALL.into_iter().zip(&latencies) {
+    let expected = [load.requests, load.responses];
+    for ((direction, latencies), expected) in Direction::ALL.into_iter().zip(&latencies).zip(expected) {
         ensure!(
-            latencies.count() == load.requests && latencies.one_sided == 0 && latencies.backwards == 0,
+            latencies.count() == expected && latencies.one_sided == 0 && latencies.backwards == 0,
             "the wire is no truth: {} {}s crossed, {} were seen on one side only, {} left before they arrived; \
-             the load had {}",
+             the load had {expected}",
             latencies.count(),
             direction.as_str(),
             latencies.one_sided,
-            latencies.backwards,
-            load.requests
+            latencies.backwards
         );
     }
     Ok(latencies)
