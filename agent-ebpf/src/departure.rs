@@ -11,7 +11,7 @@ use smp_agent_abi::bucket::{self, BUCKETS, HIGHEST_NS};
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, Segment, Socket, series,
 };
-use smp_agent_abi::pending::Word as _;
+use smp_agent_abi::word::Word as _;
 
 use crate::maps::{Counters, LESS_ONE, SERIES, counter, socket_state};
 use crate::offsets::{

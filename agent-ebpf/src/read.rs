@@ -5,12 +5,12 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_NONE, TURN_READING};
+use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, SHARED, Socket, TURN_NONE, TURN_READING};
 
+use crate::lane;
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, tcp};
-use crate::thread;
 
 /// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
@@ -73,7 +73,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     let arrival_ns = take_arrival(tcp, used.socket);
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING {
-        return None;
+        return note_reader(&used);
     }
     used.socket.turn = TURN_READING;
     used.socket.first_departure_ns = 0;
@@ -84,25 +84,40 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
         used.counters.add(counter!(departing), LESS_ONE);
         used.counters.lose(Loss::NoDeparture);
     }
-    let inbound = used.inbound();
     end_superseded(&used);
-    let Some(place) = thread::place(used.socket, used.tid) else {
+    let Some(current) = lane::current(used.socket, used.tgid, used.tid) else {
         used.socket.pending_tag = 0;
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
+    let waits = used.socket.role == ROLE_ACCEPTED;
+    lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
-    let downstream = u64::from(if socket.role == ROLE_ACCEPTED { socket.id } else { socket.downstream });
-    match thread::at(place)?.push(inbound as usize, arrival_ns, now_ns, downstream) {
+    let tag = if socket.role == ROLE_ACCEPTED {
+        current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
+    } else {
+        current.lane.push_response(arrival_ns, now_ns, socket.upstream, u64::from(socket.downstream))
+    };
+    match tag {
         Some(tag) => {
             used.socket.pending_tag = tag;
-            used.socket.pending_thread = place;
+            used.socket.pending_lane = current.place;
             used.counters.add(counter!(pending), 1);
         }
         None => {
             used.socket.pending_tag = 0;
             used.counters.lose(Loss::PendingFull);
         }
+    }
+    note_reader(&used)
+}
+
+/// Where threads share a lane, the last to read of a message is the likeliest to write it.
+#[inline(always)]
+fn note_reader(used: &Used<'_>) -> Option<()> {
+    if used.socket.owner & SHARED != 0 && used.socket.pending_tag != 0 {
+        let lane = lane::at(used.socket.pending_lane)?;
+        lane.note_reader(used.inbound() as usize, used.socket.pending_tag, used.tid, lane::recent(used.tid)?);
     }
     Some(())
 }
@@ -114,8 +129,14 @@ fn end_superseded(used: &Used<'_>) {
     if used.socket.pending_tag == 0 {
         return;
     }
-    let Some(thread) = thread::at(used.socket.pending_thread) else { return };
-    if thread.pending[used.inbound() as usize].end(used.socket.pending_tag) {
+    let Some(lane) = lane::at(used.socket.pending_lane) else { return };
+    let set = &lane.pending[used.inbound() as usize];
+    if used.socket.owner & SHARED != 0 && !lane.has_surplus() {
+        // Another message was taken in its place, whose own write is still to come.
+        set.orphan(used.socket.pending_tag);
+        return;
+    }
+    if set.end(used.socket.pending_tag) {
         used.counters.add(counter!(pending), LESS_ONE);
         used.counters.add(counter!(unmatched), 1);
     }

@@ -14,6 +14,7 @@ use crate::offsets::{NET_INUM, SOCK_NET, SOCK_NUM, probe_field};
 pub struct Used<'a> {
     pub socket: &'a mut Socket,
     pub counters: Counters,
+    pub tgid: u32,
     pub tid: u32,
 }
 
@@ -33,12 +34,12 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
             };
             socket.tgid = tgid;
             socket.proxy_slot = slot;
-            socket.tid = 0;
+            socket.owner = 0;
             socket
         }
     };
     let counters = Counters::of(socket.proxy_slot)?;
-    Some(Used { socket, counters, tid })
+    Some(Used { socket, counters, tgid, tid })
 }
 
 /// Starts to follow `sk`, a socket of the proxy in `slot`.

@@ -7,10 +7,10 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 
+use crate::lane;
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
 use crate::socket::{listener, local_end, take_up, tcp};
-use crate::thread;
 
 // include/net/tcp_states.h
 const ESTABLISHED: i32 = 1;
@@ -55,7 +55,9 @@ fn on_listen(sk: *const c_void) -> Option<()> {
 
 #[inline(always)]
 fn on_connect(sk: *const c_void) -> Option<()> {
-    take_up(sk, current_proxy()?, ROLE_OPENED).map(|_| ())
+    let socket = take_up(sk, current_proxy()?, ROLE_OPENED)?;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    lane::current(socket, (pid_tgid >> 32) as u32, pid_tgid as u32).map(|_| ())
 }
 
 /// In softirq, before the process knows of the connection: its first bytes may come at once.
@@ -80,17 +82,21 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     let socket = socket_state(sk)?;
     let counters = Counters::of(socket.proxy_slot)?;
     if socket.pending_tag != 0 {
-        let thread = thread::at(socket.pending_thread)?;
+        let lane = lane::at(socket.pending_lane)?;
         if socket.role == ROLE_ACCEPTED {
             // Nobody is left to have asked.
-            if thread.pending[Direction::Request as usize].end(socket.pending_tag) {
+            if lane.pending[Direction::Request as usize].end(socket.pending_tag) {
                 counters.add(counter!(pending), LESS_ONE);
                 counters.add(counter!(unmatched), 1);
             }
         } else {
-            thread.pending[Direction::Response as usize].orphan(socket.pending_tag);
+            lane.pending[Direction::Response as usize].orphan(socket.pending_tag);
         }
         socket.pending_tag = 0;
+    }
+    lane::note_waiting(socket, false);
+    if socket.role == ROLE_OPENED && socket.upstream != 0 {
+        lane::at(socket.lane)?.upstreams.close(socket.upstream);
     }
     if over && socket.departing_class != CLASS_NONE {
         socket.departing_class = CLASS_NONE;

@@ -8,15 +8,14 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, TURN_WRITING,
 };
-use smp_agent_abi::pending::Found;
 
 use crate::departure;
+use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::socket::{Used, in_use, tcp};
-use crate::thread;
 
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
@@ -71,54 +70,65 @@ fn on_write(sk: *const c_void) -> Option<()> {
         return None;
     }
     used.socket.turn = TURN_WRITING;
-    if is_local_reply(&used) {
+    let current = lane::current(used.socket, used.tgid, used.tid);
+    let waits = used.socket.role != ROLE_ACCEPTED;
+    lane::note_waiting(used.socket, waits);
+    let newest = match &current {
+        Some(current) if current.shared => {
+            current.lane.newest(used.outbound() as usize, used.tid, lane::recent(used.tid)?)
+        }
+        _ => 0,
+    };
+    if is_local_reply(&used, newest) {
         return None;
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let outbound = used.outbound();
-    let claim = match thread::place(used.socket, used.tid) {
-        Some(place) => {
-            // SAFETY: no precondition.
-            let random = unsafe { bpf_get_prandom_u32() };
-            let claim = if used.socket.role == ROLE_ACCEPTED {
-                thread::at(place)?.claim(outbound as usize, now_ns, random, u64::from(used.socket.id))
-            } else {
-                let claim = thread::at(place)?.claim(outbound as usize, now_ns, random, 0);
-                used.socket.downstream = claim.downstream as u32;
-                claim
-            };
-            Some(claim)
+    // SAFETY: no precondition.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let claim = current.map(|Current { place, lane, .. }| {
+        let socket = &mut *used.socket;
+        if socket.role == ROLE_ACCEPTED {
+            let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
+            let id = u64::from(socket.id);
+            let claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
+            socket.upstream = claim.upstream;
+            claim
+        } else {
+            let claim = lane.claim_request(now_ns, random, socket.upstream, newest);
+            socket.downstream = claim.downstream as u32;
+            claim
         }
-        None => None,
-    };
+    });
     if let Some(claim) = claim
         && claim.expired > 0
     {
         used.counters.add(counter!(pending), claim.expired.wrapping_neg());
         used.counters.add(counter!(unmatched), claim.expired);
     }
-    let (arrival_ns, read_ns, alone) = match claim.map(|claim| claim.found) {
-        Some(Found::Message { arrival_ns, read_ns, alone }) => (arrival_ns, read_ns, alone),
-        nothing => {
-            used.counters.add(counter!(seen), 1);
-            match nothing {
-                Some(Found::TooFar) => used.counters.lose(Loss::SearchLimit),
-                Some(_) => used.counters.add(counter!(unmatched), 1),
-                None => used.counters.lose(Loss::ThreadsFull),
-            }
-            return None;
-        }
+    let Some(claim) = claim else {
+        used.counters.add(counter!(seen), 1);
+        used.counters.lose(Loss::ThreadsFull);
+        return None;
     };
+    if claim.tag == 0 {
+        used.counters.add(counter!(seen), 1);
+        if claim.too_far {
+            used.counters.lose(Loss::SearchLimit);
+        } else {
+            used.counters.add(counter!(unmatched), 1);
+        }
+        return None;
+    }
     used.counters.add(counter!(pending), LESS_ONE);
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
-    socket.departing_arrival_ns = arrival_ns;
-    socket.departing_read_ns = read_ns;
+    socket.departing_arrival_ns = claim.arrival_ns;
+    socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
-    socket.departing_class = if alone { CLASS_EXACT } else { CLASS_AMBIGUOUS };
+    socket.departing_class = if claim.alone { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
         let departure_ns = socket.first_departure_ns;
         socket.departing_write_ns = departure_ns;
@@ -131,18 +141,22 @@ fn on_write(sk: *const c_void) -> Option<()> {
 /// request last read here still waits, and no response was read by its thread since. The request ends then.
 ///
 /// A response that was read since may be the answer: where several requests wait, the order-preserving choice
-/// may have given this one's place to another.
+/// may have given this one's place to another. Where threads share a lane
+/// there always is one, but not always one that waits.
 #[inline(always)]
-fn is_local_reply(used: &Used<'_>) -> bool {
+fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
     let tag = used.socket.pending_tag;
     if used.socket.role != ROLE_ACCEPTED || tag == 0 {
         return false;
     }
-    let Some(thread) = thread::at(used.socket.pending_thread) else { return false };
-    let requests = &thread.pending[Direction::Request as usize];
-    let responses = &thread.pending[Direction::Response as usize];
+    let Some(lane) = lane::at(used.socket.pending_lane) else { return false };
+    let requests = &lane.pending[Direction::Request as usize];
+    let responses = &lane.pending[Direction::Response as usize];
     let Some(read_ns) = requests.read_ns(tag) else { return false };
-    if responses.newest_read_ns() > read_ns || !requests.end(tag) {
+    let shared = used.socket.owner & SHARED != 0;
+    let since = responses.newest_read_ns() > read_ns;
+    let answered = newest != 0 || since && (!shared || responses.any_live());
+    if answered || !requests.end(tag) {
         return false;
     }
     used.counters.add(counter!(pending), LESS_ONE);

@@ -7,29 +7,36 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use etherparse::{LaxSlicedPacket, TransportSlice};
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TcpSlice, TransportSlice};
 use pcap_parser::traits::PcapReaderIterator as _;
 use pcap_parser::{LegacyPcapReader, Linktype, PcapBlockOwned, PcapError};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::live::TransientFile;
-use crate::netns::{Bed, DOWNSTREAM_DEVICE, Netns, UPSTREAM_DEVICE};
+use crate::netns::{Bed, DOWNSTREAM_DEVICE, Family, Netns, UPSTREAM_DEVICE};
 use crate::process::Child;
+use crate::protocol::Protocol;
 use crate::tools;
-use crate::wire::{Side, Wire};
+use crate::wire::{self, Direction, Packet, Side, Wire};
 
 /// TCP with payload. The lengths of the headers are in the packet; `tcp[]` and `len` do not work for IPv6.
-const FILTER: &str = "(ip proto 6 and ip[2:2] - ((ip[0] & 0xf) << 2) - ((ip[((ip[0] & 0xf) << 2) + 12] & 0xf0) >> 2) != 0) \
+const PAYLOAD: &str = "(ip proto 6 and ip[2:2] - ((ip[0] & 0xf) << 2) - ((ip[((ip[0] & 0xf) << 2) + 12] & 0xf0) >> 2) != 0) \
      or (ip6 proto 6 and ip6[4:2] - ((ip6[52] & 0xf0) >> 2) != 0)";
+/// The first packets of connections (SYN).
+const OPENING: &str =
+    "(ip proto 6 and ip[((ip[0] & 0xf) << 2) + 13] & 2 != 0) or (ip6 proto 6 and ip6[53] & 2 != 0)";
 /// Bytes kept of each packet: IPv6 (40), TCP with options (up to 60) and enough of the head for the id, which
 /// nginx puts behind its own `Server`, `Date`, `Content-Type`, `Content-Length` and `Connection`.
 const SNAP_BYTES: u32 = 384;
+/// More than the longest packet, which a device that segments by itself is handed.
+const WHOLE_BYTES: u32 = 128 * 1024;
 /// The kernel's ring: about a second of 30,000 requests/s, so that tcpdump may be slow for that long.
 const RING_KIB: u32 = 128 * 1024;
 /// Of "any" interface's cooked header, all in network order: protocol (2 bytes), reserved (2), interface (4), ...
@@ -53,6 +60,7 @@ pub struct Capture {
 /// Where the packets are, and which interfaces they were taken on.
 #[derive(Debug)]
 struct Packets {
+    protocol: Protocol,
     path: PathBuf,
     /// Removes the file.
     _file: TransientFile,
@@ -82,20 +90,25 @@ struct Counts {
 }
 
 impl Capture {
-    /// Captures on the two devices of the bed's proxy namespace; tcpdump's own output goes to `dir`. Returns when
-    /// packets are being captured.
+    /// Captures what client, proxy and server say in this protocol, on the two devices of the bed's proxy namespace;
+    /// tcpdump's own output goes to `dir`. Returns when packets are being captured.
     ///
     /// # Errors
     /// When tcpdump is missing, may not capture, or does not start in time; the message has what it said.
-    pub fn start(bed: &Bed, dir: &Path) -> Result<Self> {
-        let packets = Packets::room(&bed.proxy)?;
+    pub fn start(bed: &Bed, protocol: Protocol, dir: &Path) -> Result<Self> {
+        let packets = Packets::room(&bed.proxy, protocol)?;
+        let (filter, snap_bytes) = if wire::needs_whole_packets(protocol) {
+            (format!("{PAYLOAD} or {OPENING}"), WHOLE_BYTES)
+        } else {
+            (PAYLOAD.to_owned(), SNAP_BYTES)
+        };
         let mut command = bed.proxy.command(tools::tcpdump()?);
         command
             .args(["--interface=any", "--linktype=LINUX_SLL2", "--time-stamp-precision=nano", "-n"])
             .args(["--relinquish-privileges=root", &format!("--buffer-size={RING_KIB}")])
-            .args([&format!("--snapshot-length={SNAP_BYTES}"), "-w"])
+            .args([&format!("--snapshot-length={snap_bytes}"), "-w"])
             .arg(&packets.path)
-            .arg(FILTER);
+            .arg(filter);
         let tcpdump = Child::start("tcpdump", &command, dir)?;
         let mut capture = Self { tcpdump, packets, lines_read: 0 };
         capture.await_line("begin to capture", |line| line.contains("listening on").then_some(()))?;
@@ -176,7 +189,7 @@ impl Capture {
 impl Packets {
     /// An empty file for the packets taken in the proxy's namespace: in memory where there is room, else where
     /// cargo builds.
-    fn room(proxy: &Netns) -> Result<Self> {
+    fn room(proxy: &Netns, protocol: Protocol) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let memory = Path::new("/dev/shm");
         let free = rustix::fs::statvfs(memory).map_or(0, |memory| memory.f_bavail * memory.f_frsize);
@@ -197,6 +210,7 @@ impl Packets {
             })
         };
         Ok(Self {
+            protocol,
             path,
             _file: file,
             downstream: index(DOWNSTREAM_DEVICE)?,
@@ -210,10 +224,10 @@ impl Captured {
     ///
     /// # Errors
     /// When packets were dropped, the file is no nanosecond capture of "any" interface, is damaged, or holds
-    /// another number of packets than tcpdump said.
+    /// another number of packets than tcpdump said, or connections do not carry the protocol.
     pub fn wire(&self) -> Result<Wire> {
         ensure!(self.dropped == 0, "the capture is invalid: the kernel dropped {} packets", self.dropped);
-        let mut wire = Wire::default();
+        let mut wire = Wire::new(self.packets.protocol);
         let mut count = 0;
         let mut elsewhere: HashMap<u32, u64> = HashMap::new();
         each_packet(&self.packets.path, |time_ns, cooked| {
@@ -227,10 +241,7 @@ impl Captured {
                 *elsewhere.entry(interface).or_default() += 1;
                 return Ok(());
             };
-            if let Some(payload) = tcp_payload(ip) {
-                wire.observe(side, time_ns, payload);
-            }
-            Ok(())
+            packet(side, time_ns, ip).map_or(Ok(()), |packet| wire.observe(&packet))
         })
         .with_context(|| format!("the capture {} cannot be read", self.packets.path.display()))?;
         ensure!(count == self.count, "the capture has {count} packets of {}", self.count);
@@ -296,12 +307,39 @@ fn uncook(cooked: &[u8]) -> Result<(u32, &[u8])> {
     Ok((interface, ip))
 }
 
-/// What of the payload the snap length left.
-fn tcp_payload(ip: &[u8]) -> Option<&[u8]> {
-    match LaxSlicedPacket::from_ip(ip).ok()?.transport? {
-        TransportSlice::Tcp(tcp) => Some(tcp.payload()),
-        _ => None,
-    }
+/// What of a TCP packet the snap length left; nothing when it is of no connection with the proxy's or the server's
+/// address.
+fn packet(side: Side, time_ns: u64, ip: &[u8]) -> Option<Packet<'_>> {
+    let sliced = LaxSlicedPacket::from_ip(ip).ok()?;
+    let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { return None };
+    let (source, destination) = ends(&sliced.net?, &tcp)?;
+    let (direction, opener) = if serves(side, destination) {
+        (Direction::Request, source)
+    } else if serves(side, source) {
+        (Direction::Response, destination)
+    } else {
+        return None;
+    };
+    let (sequence, opens) = (tcp.sequence_number(), tcp.syn());
+    Some(Packet { side, direction, opener, time_ns, sequence, opens, payload: tcp.payload() })
+}
+
+/// Source and destination.
+fn ends(net: &LaxNetSlice<'_>, tcp: &TcpSlice<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    let (source, destination): (IpAddr, IpAddr) = match net {
+        LaxNetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        LaxNetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        LaxNetSlice::Arp(_) => return None,
+    };
+    Some((SocketAddr::new(source, tcp.source_port()), SocketAddr::new(destination, tcp.destination_port())))
+}
+
+/// Whether connections on this side are opened to this address.
+fn serves(side: Side, address: SocketAddr) -> bool {
+    [Family::V4, Family::V6].into_iter().any(|family| match side {
+        Side::Downstream => address == Bed::proxy_address(family),
+        Side::Upstream => address == Bed::server_address(family),
+    })
 }
 
 #[cfg(test)]

@@ -13,12 +13,14 @@
 //!
 //! The truth: [`load`] sends requests with ids that [`backend`] returns, [`capture`] takes the packets on both sides
 //! of the proxy, [`wire`] makes latencies of them, and [`delay`] is a proxy of known latency. None of it shares code
-//! with the agent.
+//! with the agent. [`toy`] has proxies for the ways of doing I/O that no known proxy of the bed has.
 
 pub mod backend;
 pub mod capture;
 pub mod delay;
+pub mod grpc;
 pub mod http;
+pub mod http2;
 pub mod live;
 pub mod load;
 pub mod netns;
@@ -27,5 +29,7 @@ pub mod process;
 pub mod protocol;
 pub mod proxy;
 pub mod python;
+pub mod tcp;
 pub mod tools;
+pub mod toy;
 pub mod wire;

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::netns::Netns;
 use crate::process::Child;
-use crate::proxy::nginx_command;
+use crate::proxy::nginx;
 
 /// The body of every answer.
 pub const BODY: &str = "The quick brown fox jumps over the lazy dog.";
@@ -33,7 +33,8 @@ impl Origin {
             writeln!(server, "        listen {address};")?;
         }
         write!(server, "        location / {{ return 200 \"{BODY}\"; }}\n    }}")?;
-        let mut child = Child::start("origin", &nginx_command(1, netns, &server, dir)?, dir)?;
+        let command = nginx::command(1, netns, &nginx::http(&server, dir), dir)?;
+        let mut child = Child::start("origin", &command, dir)?;
         for address in listen {
             child.wait_for_port(*address, Duration::from_secs(10))?;
         }

@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 /// Names the agent's executable for tests; without it, the release build of this workspace.
 pub const AGENT_VARIABLE: &str = "SMP_AGENT";
@@ -68,6 +68,36 @@ pub fn nginx() -> Result<PathBuf> {
 /// When it is not there.
 pub fn haproxy() -> Result<PathBuf> {
     present(PathBuf::from("/usr/sbin/haproxy"), SETUP)
+}
+
+/// nginx's module for TCP.
+pub const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// Where setup builds Go's reverse proxy.
+pub fn go_folder() -> PathBuf {
+    tools().join("go")
+}
+
+/// Go's reverse proxy.
+///
+/// # Errors
+/// When it is not there.
+pub fn goproxy() -> Result<PathBuf> {
+    present(go_folder().join("goproxy"), SETUP)
+}
+
+/// The bed's own proxies: for a test of this package those that cargo has built beside it, for all else the release
+/// build.
+///
+/// # Errors
+/// When they are not there.
+pub fn bedproxy() -> Result<PathBuf> {
+    let me = env::current_exe().context("cannot tell which executable this is")?;
+    let folder = match me.parent() {
+        Some(deps) if deps.ends_with("deps") => deps.parent().unwrap_or(deps).to_owned(),
+        _ => target().join("release"),
+    };
+    present(folder.join("bedproxy"), "cargo build --release --package smp-agent-tests --bins")
 }
 
 /// The packet capture.

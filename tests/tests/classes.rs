@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use bed::netns::{Bed, Family};
 use bed::origin::Origin;
 use bed::process::Child;
-use bed::proxy::{Proxy, ProxyKind};
+use bed::proxy::{Proxy, ProxyKind, Spec};
 use bed::tools;
 use serde_json::Value;
 
@@ -78,8 +78,8 @@ fn through(kind: ProxyKind, family: Family, name: &str, load: &[&str], extra: &[
     let (listen, server) = (Bed::proxy_address(family), Bed::server_address(family));
     let _origin =
         Origin::start(&bed.server, &[server], &folder(&format!("{name}-origin"))).expect("an origin");
-    let proxy = Proxy::start(kind, 2, &bed.proxy, listen, server, &folder(&format!("{name}-proxy")))
-        .expect("a proxy");
+    let dir = folder(&format!("{name}-proxy"));
+    let proxy = Proxy::start(&Spec::in_bed(&bed, family, kind, &dir)).expect("a proxy");
     let target = format!("http://{listen}/");
     let measured = measure(name, &bed, proxy.pid(), &target, load, extra).expect("a measurement");
     measured.assert_accounted();
@@ -88,7 +88,7 @@ fn through(kind: ProxyKind, family: Family, name: &str, load: &[&str], extra: &[
 
 #[test]
 fn ten_thousand_connections_that_carry_one_request_each() {
-    for kind in ProxyKind::ALL {
+    for kind in ProxyKind::OF_MESHES {
         let name = format!("churn-{kind}");
         let measured = through(kind, Family::V4, &name, &["-c16", "-d6s", "-H", "Connection: close"], &[]);
         assert!(measured.answered >= 10_000, "{kind}: only {} connections", measured.answered);
@@ -102,7 +102,7 @@ fn ten_thousand_connections_that_carry_one_request_each() {
 
 #[test]
 fn many_connections_over_ipv6() {
-    for kind in ProxyKind::ALL {
+    for kind in ProxyKind::OF_MESHES {
         let measured = through(kind, Family::V6, &format!("many-{kind}"), &["-c100"], &[]);
         measured.assert_nearly_all_matched();
         assert!(
@@ -141,8 +141,8 @@ fn a_start_in_the_middle_of_traffic_costs_at_most_a_message_a_connection() {
     let bed = Bed::new().expect("a bed");
     let (listen, server) = (Bed::proxy_address(Family::V4), Bed::server_address(Family::V4));
     let _origin = Origin::start(&bed.server, &[server], &folder("middle-origin")).expect("an origin");
-    let proxy = Proxy::start(ProxyKind::Envoy, 2, &bed.proxy, listen, server, &folder("middle-proxy"))
-        .expect("a proxy");
+    let dir = folder("middle-proxy");
+    let proxy = Proxy::start(&Spec::in_bed(&bed, Family::V4, ProxyKind::Envoy, &dir)).expect("a proxy");
     let target = format!("http://{listen}/");
     let mut other = bed.client.command(tools::wrk().unwrap());
     other.args(["-t1", "-c8", "-d10s", &target]);

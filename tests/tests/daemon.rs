@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use bed::netns::{Bed, Family};
 use bed::origin::Origin;
 use bed::process::Child;
-use bed::proxy::{Proxy, ProxyKind};
+use bed::proxy::{Proxy, ProxyKind, Spec};
 use bed::{python, tools};
 
 const LONGEST: Duration = Duration::from_secs(20);
@@ -41,8 +41,9 @@ fn a_live_daemon_is_scraped_and_counts_every_message() {
     let bed = Bed::new().expect("a bed");
     let (listen, server) = (Bed::proxy_address(Family::V4), Bed::server_address(Family::V4));
     let _origin = Origin::start(&bed.server, &[server], &folder("origin")).expect("an origin");
-    let proxy =
-        Proxy::start(ProxyKind::Nginx, 2, &bed.proxy, listen, server, &folder("proxy")).expect("a proxy");
+    let dir = folder("proxy");
+    let spec = Spec::in_bed(&bed, Family::V4, ProxyKind::Nginx, &dir);
+    let proxy = Proxy::start(&spec).expect("a proxy");
     let address = free_address();
     let mut agent = Command::new(tools::agent().expect("the agent"));
     agent.args(["daemon", "--proxy", &proxy.pid().to_string(), "--metrics", &address.to_string()]);
@@ -98,8 +99,9 @@ fn a_proxy_that_begins_later_is_followed_with_its_workers() {
         .expect("ready");
 
     let _origin = Origin::start(&bed.server, &[server], &folder("later-origin")).expect("an origin");
-    let proxy = Proxy::start(ProxyKind::Nginx, 2, &bed.proxy, listen, server, &folder("later-proxy"))
-        .expect("a proxy");
+    let dir = folder("later-proxy");
+    let spec = Spec::in_bed(&bed, Family::V4, ProxyKind::Nginx, &dir);
+    let proxy = Proxy::start(&spec).expect("a proxy");
     let pid = format!("pid=\"{}\"", proxy.pid());
     agent
         .until(LONGEST, "follow the proxy", |_| Ok(get(address, "/metrics")?.1.contains(&pid).then_some(())))

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use bed::netns::{Bed, Family};
 use bed::origin::Origin;
 use bed::process::Child;
-use bed::proxy::{Proxy, ProxyKind};
+use bed::protocol::Protocol;
+use bed::proxy::{Proxy, ProxyKind, Spec};
 use bed::tools;
 
 use crate::{cargo, setup};
@@ -23,7 +24,7 @@ const BEYOND_LOAD: Duration = Duration::from_mins(1);
 /// What can be chosen.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Which proxy: envoy, nginx or haproxy
+    /// Which proxy: envoy, nginx, haproxy, go, hyper, tokio-tcp, blocking, io-uring or splice
     #[arg(long, default_value = "envoy")]
     proxy: ProxyKind,
     /// How many connections the load generator keeps open
@@ -41,6 +42,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure()?;
     let agent = cargo::agent()?;
+    cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bins"])?;
     let results = tools::workspace().join("target/demo");
     // Results of an earlier demo must not pass for those of this one.
     for file in RESULTS {
@@ -52,7 +54,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let server = Bed::server_address(Family::V4);
     let origin = Origin::start(&bed.server, &[server], &runtime("origin")?)?;
     let listen = Bed::proxy_address(Family::V4);
-    let proxy = Proxy::start(options.proxy, WORKERS, &bed.proxy, listen, server, &runtime("proxy")?)?;
+    // A proxy for TCP carries the requests all the same.
+    let protocol = if options.proxy.speaks(Protocol::H1) { Protocol::H1 } else { Protocol::Tcp };
+    let dir = runtime("proxy")?;
+    let spec = Spec { workers: WORKERS, protocol, ..Spec::in_bed(&bed, Family::V4, options.proxy, &dir) };
+    let proxy = Proxy::start(&spec)?;
     eprintln!(
         "{} (process {}, {WORKERS} workers) listens on {listen} in front of nginx on {server}; \
          measuring {} s of load over {} connections",

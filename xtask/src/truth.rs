@@ -13,7 +13,7 @@ use bed::load::Tally;
 use bed::netns::{Bed, Family};
 use bed::process::Child;
 use bed::protocol::Protocol;
-use bed::proxy::{Proxy, ProxyKind};
+use bed::proxy::{Proxy, ProxyKind, Spec};
 use bed::tools;
 use bed::wire::{Direction, Latencies, Wire};
 use serde::Serialize;
@@ -29,8 +29,8 @@ const BEYOND_LOAD: Duration = Duration::from_mins(1);
 /// What can be chosen.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Which proxies: envoy, nginx, haproxy
-    #[arg(long, value_delimiter = ',', default_values_t = ProxyKind::ALL)]
+    /// Which proxies
+    #[arg(long, value_delimiter = ',', default_values_t = ProxyKind::OF_MESHES)]
     proxy: Vec<ProxyKind>,
     /// Which protocol on both sides of the proxy
     #[arg(long, default_value_t = Protocol::H1)]
@@ -109,7 +109,7 @@ struct Cell {
 pub fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure()?;
     let agent = if options.wire_only { None } else { Some(cargo::agent()?) };
-    cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bin", "bed"])?;
+    cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bins"])?;
     let programs = Programs { agent, bed: tools::target().join("release/bed") };
 
     let (mut seen, mut matched, mut wire, mut failed) = (0, 0, 0, 0);
@@ -160,14 +160,23 @@ fn measure(options: &Options, programs: &Programs, kind: ProxyKind, connections:
 
     let bed = Bed::new()?;
     let mut backend = bed.server.command(&programs.bed);
-    backend.args(["backend", "--listen", &upstream.to_string()]);
+    backend.args(["backend", "--listen", &upstream.to_string(), "--protocol", &options.protocol.to_string()]);
     let mut backend = Child::start("backend", &backend, &dir)?;
     backend.wait_for_port(upstream, START_LONGEST)?;
-    let proxy = Proxy::start(kind, options.workers, &bed.proxy, listen, upstream, &dir.join("proxy"))?;
-    let capture = Capture::start(&bed, &dir)?;
+    let proxy = Proxy::start(&Spec {
+        kind,
+        workers: options.workers,
+        protocol: options.protocol,
+        netns: &bed.proxy,
+        listen,
+        upstream,
+        dir: &dir.join("proxy"),
+    })?;
+    let capture = Capture::start(&bed, options.protocol, &dir)?;
 
     let mut load = bed.client.wrap(&programs.bed);
     load.extend(["load", "--target", &listen.to_string()].map(Into::into));
+    load.extend(["--protocol", &options.protocol.to_string()].map(Into::into));
     load.extend(["--connections", &connections.to_string()].map(Into::into));
     load.extend(["--seconds", &options.seconds.to_string()].map(Into::into));
     if let Some(rate) = options.rate {
@@ -211,7 +220,7 @@ fn drive(words: &[std::ffi::OsString], options: &Options, dir: &Path) -> Result<
 
 /// The latencies of both directions, if the capture holds every message of the load whole.
 fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
-    ensure!(load.requests > 0 && load.errors == 0, "the load had {} errors: {load:?}", load.errors);
+    ensure!(load.requests > 0 && load.errors == 0, "the load failed: {load:?}");
     ensure!(
         wire.repeated == 0 && wire.nameless == 0,
         "the wire is no truth: {} retransmissions, {} messages without an id",
@@ -219,16 +228,16 @@ fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
         wire.nameless
     );
     let latencies = Direction::ALL.map(|direction| wire.latencies(direction));
-    for (direction, latencies) in Direction::ALL.into_iter().zip(&latencies) {
+    let expected = [load.requests, load.responses];
+    for ((direction, latencies), expected) in Direction::ALL.into_iter().zip(&latencies).zip(expected) {
         ensure!(
-            latencies.count() == load.requests && latencies.one_sided == 0 && latencies.backwards == 0,
+            latencies.count() == expected && latencies.one_sided == 0 && latencies.backwards == 0,
             "the wire is no truth: {} {}s crossed, {} were seen on one side only, {} left before they arrived; \
-             the load had {}",
+             the load had {expected}",
             latencies.count(),
             direction.as_str(),
             latencies.one_sided,
-            latencies.backwards,
-            load.requests
+            latencies.backwards
         );
     }
     Ok(latencies)

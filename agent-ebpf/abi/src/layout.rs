@@ -160,8 +160,11 @@ pub struct Socket {
     pub first_departure_ns: u64,
     /// Tag of this socket's message in the pending set; 0 when there is none.
     pub pending_tag: u64,
-    /// Which thread's pending set that is.
-    pub pending_thread: u32,
+    /// Of an opened connection: its name in its lane. Of an accepted one: the name there of the connection that
+    /// brought its last response. 0 when there is none.
+    pub upstream: u64,
+    /// Which lane the pending message is in.
+    pub pending_lane: u32,
     /// The crossing that awaits its departure: `CLASS_*`.
     pub departing_class: u32,
     /// ... sequence number of its first byte.
@@ -174,17 +177,25 @@ pub struct Socket {
     pub proxy_slot: u32,
     /// Process that last used the socket; 0 before the first use.
     pub tgid: u32,
-    /// Thread that last used the socket.
-    pub tid: u32,
-    /// Place of that thread's pending sets; meaningful when `tid` is set.
-    pub thread: u32,
+    /// Whose lane it used last: a thread, or with [`SHARED`] a process; 0 before the first use.
+    pub owner: u32,
+    /// Place of that lane; meaningful when `owner` is set.
+    pub lane: u32,
     /// A number of its own, as good as unique, never 0.
     pub id: u32,
     /// Of an opened connection: the accepted one whose request it carries if all are paired in order; 0 if none.
     pub downstream: u32,
     /// First byte that was not read when last looked at; 0 when it is not known.
     pub copied_seq: u32,
+    /// Messages since it last went from one thread to another.
+    pub settled: u32,
+    /// 1 while it is among those that its lane counts as waiting for a response.
+    pub waits: u32,
 }
+
+/// Marks the owner of a lane as a process whose threads share it. Thread ids have 22 bits (`PID_MAX_LIMIT` of the
+/// kernel's include/linux/threads.h).
+pub const SHARED: u32 = 1 << 31;
 
 const _: () = {
     use core::mem::{offset_of, size_of};
@@ -194,8 +205,8 @@ const _: () = {
     assert!(offset_of!(Tally, lost) == 64);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == 8 * 8 + 12 * 4);
-    assert!(offset_of!(Socket, pending_thread) == 64);
+    assert!(size_of::<Socket>() == 9 * 8 + 14 * 4);
+    assert!(offset_of!(Socket, pending_lane) == 72);
 };
 
 #[cfg(feature = "user")]

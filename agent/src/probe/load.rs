@@ -16,6 +16,8 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 
 /// Threads with pending sets per proxy, on average. 64 KiB of kernel memory each.
 pub(super) const THREADS_PER_PROXY: u32 = 4;
+/// Threads that share a lane, per proxy, on average.
+const SHARING_THREADS_PER_PROXY: u32 = 64;
 /// Processes that belong to proxies, per proxy, on average: workers are processes for some.
 const PROCESSES_PER_PROXY: u32 = 64;
 /// Listening ports of proxies, per proxy, on average.
@@ -77,7 +79,9 @@ fn load_told(
         .map_max_entries(names::PROXIES, options.max_proxies * PROCESSES_PER_PROXY)
         .map_max_entries(names::LISTENERS, options.max_proxies * LISTENERS_PER_PROXY)
         .map_max_entries(names::THREADS, places)
-        .map_max_entries(names::PENDING, places)
+        .map_max_entries(names::LANES, places)
+        .map_max_entries(names::MOVES, options.max_proxies)
+        .map_max_entries(names::RECENT, options.max_proxies * SHARING_THREADS_PER_PROXY)
         .map_max_entries(names::FREE_PLACES, places);
     let offsets: Vec<_> = offsets::FIELDS
         .iter()

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use bed::protocol::Protocol;
 use bed::{backend, delay, load};
 use clap::{Parser, Subcommand};
 
@@ -17,11 +18,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Program {
-    /// Send HTTP/1.1 requests with unique ids over kept connections; prints one line of JSON at the end.
+    /// Send messages with unique ids and check what comes back; prints one line of JSON at the end.
     Load {
         /// Where to send them.
         #[arg(long, value_name = "IP:PORT")]
         target: SocketAddr,
+        /// What to speak.
+        #[arg(long, default_value_t = Protocol::H1)]
+        protocol: Protocol,
         /// Connections to keep busy.
         #[arg(long, value_name = "N", default_value_t = 16)]
         connections: usize,
@@ -40,12 +44,9 @@ enum Program {
         /// Where to listen; port 0 takes a free one.
         #[arg(long, value_name = "IP:PORT")]
         listen: SocketAddr,
-        /// Length of every response's body.
-        #[arg(long, value_name = "N", default_value_t = 64)]
-        body_bytes: usize,
-        /// Send back whatever comes, without HTTP.
-        #[arg(long)]
-        echo: bool,
+        /// What to speak.
+        #[arg(long, default_value_t = Protocol::H1)]
+        protocol: Protocol,
     },
     /// Forward TCP and hold each burst for a known time; prints `listening IP:PORT`, then for each connection that
     /// ends one line of JSON with how long its bursts were really held.
@@ -67,14 +68,12 @@ enum Program {
 
 fn main() -> Result<()> {
     match Arguments::parse().program {
-        Program::Load { target, connections, seconds, rate, requests } => {
-            let tally = load::run(load::Plan { target, connections, duration: seconds, rate, requests })?;
+        Program::Load { target, protocol, connections, seconds, rate, requests } => {
+            let plan = load::Plan { target, protocol, connections, duration: seconds, rate, requests };
+            let tally = load::run(plan)?;
             say(&serde_json::to_string(&tally)?)
         }
-        Program::Backend { listen, body_bytes, echo } => {
-            let answer = if echo { backend::Answer::Echo } else { backend::Answer::Http { body_bytes } };
-            backend::run(listen, answer, listening)
-        }
+        Program::Backend { listen, protocol } => backend::run(listen, protocol, listening),
         Program::Delayproxy { listen, upstream, request_us, response_us } => {
             let delays = delay::Delays {
                 request: Duration::from_micros(request_us),

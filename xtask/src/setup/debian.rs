@@ -12,7 +12,7 @@ use super::Part;
 use crate::step;
 
 /// What the linker, the bed and the tests need.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 13] = [
     // bpf-linker links against it.
     "llvm-22-dev",
     "libpolly-22-dev",
@@ -21,7 +21,9 @@ const PACKAGES: [&str; 11] = [
     "g++",
     // The bed.
     "nginx",
+    "libnginx-mod-stream",
     "haproxy",
+    "golang-go",
     "wrk",
     "tcpdump",
     "iproute2",

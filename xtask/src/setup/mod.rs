@@ -4,6 +4,7 @@
 //! running it again takes seconds.
 
 mod debian;
+mod go;
 mod linker;
 mod python;
 
@@ -33,9 +34,9 @@ pub fn run() -> Result<ExitCode> {
 /// # Errors
 /// As [`run`].
 pub fn ensure() -> Result<()> {
-    // In order: the linker needs LLVM from Debian, Envoy comes through the Python environment.
+    // In order: linker and Go's proxy need compilers from Debian, Envoy comes through the Python environment.
     let missing: Vec<Part> =
-        [debian::missing()?, linker::missing(), python::missing(), python::missing_envoy()]
+        [debian::missing()?, linker::missing(), go::missing(), python::missing(), python::missing_envoy()]
             .into_iter()
             .flatten()
             .collect();

@@ -1,0 +1,73 @@
+//! The server behind the proxy: answers every request with its id. One module for each family of protocols.
+
+mod http1;
+mod http2;
+mod tcp;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+
+use crate::protocol::Protocol;
+
+/// What is done with every connection, by family of protocols.
+enum Server {
+    Http1(http1::Server),
+    Http2,
+    Tcp(tcp::Server),
+}
+
+/// Serves on this thread until the process ends. `listening` is called once, with the address in use, when
+/// connections are accepted.
+///
+/// # Errors
+/// When the address cannot be listened on or the event loop cannot be made. A
+/// connection that fails ends alone.
+pub fn run(
+    listen: SocketAddr,
+    protocol: Protocol,
+    listening: impl FnOnce(SocketAddr) -> Result<()>,
+) -> Result<()> {
+    let server = Rc::new(Server::new(protocol));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, async move {
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| format!("the backend cannot listen on {listen}"))?;
+        listening(listener.local_addr()?)?;
+        loop {
+            let (stream, peer) = listener.accept().await.context("the backend cannot accept connections")?;
+            stream.set_nodelay(true)?;
+            let server = Rc::clone(&server);
+            tokio::task::spawn_local(async move {
+                let served = match &*server {
+                    Server::Http1(server) => server.serve(stream).await,
+                    Server::Http2 => http2::serve(stream).await,
+                    Server::Tcp(server) => server.serve(stream).await,
+                };
+                if let Err(error) = served {
+                    eprintln!("backend: the connection from {peer} ended: {error:#}");
+                }
+            });
+        }
+    })
+}
+
+impl Server {
+    fn new(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::H1
+            | Protocol::H1Close
+            | Protocol::H1Body(_)
+            | Protocol::H1Chunked(_)
+            | Protocol::H1Pipelined
+            // What is between the proxies is theirs alone.
+            | Protocol::MtlsH1
+            | Protocol::MtlsH2 => Self::Http1(http1::Server::new(protocol)),
+            Protocol::Tcp | Protocol::TcpServerFirst => Self::Tcp(tcp::Server::new(protocol)),
+            Protocol::H2(_) | Protocol::Grpc(_) => Self::Http2,
+        }
+    }
+}

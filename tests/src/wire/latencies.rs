@@ -1,0 +1,61 @@
+//! The latencies of many messages.
+
+/// The latencies of one direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Latencies {
+    /// Every message's, ns, ascending.
+    pub(super) sorted_ns: Vec<u64>,
+    /// Messages seen on one side only.
+    pub one_sided: u64,
+    /// Messages that left before they arrived: impossible, so a sign of a wrong capture.
+    pub backwards: u64,
+}
+
+impl FromIterator<u64> for Latencies {
+    /// Of messages that took these times, ns.
+    fn from_iter<I: IntoIterator<Item = u64>>(latencies_ns: I) -> Self {
+        let mut sorted_ns: Vec<_> = latencies_ns.into_iter().collect();
+        sorted_ns.sort_unstable();
+        Self { sorted_ns, one_sided: 0, backwards: 0 }
+    }
+}
+
+impl Latencies {
+    /// Messages seen on both sides.
+    pub fn count(&self) -> u64 {
+        self.sorted_ns.len() as u64
+    }
+
+    /// Arithmetic mean, ns; `None` of nothing.
+    pub fn mean_ns(&self) -> Option<f64> {
+        let sum_ns: u128 = self.sorted_ns.iter().map(|&latency_ns| u128::from(latency_ns)).sum();
+        (!self.sorted_ns.is_empty()).then(|| sum_ns as f64 / self.sorted_ns.len() as f64)
+    }
+
+    /// The smallest latency that at least `per_mille` thousandths of the messages do not exceed, ns: the one of
+    /// rank `ceil(q * n)`. `None` of nothing.
+    pub fn quantile_ns(&self, per_mille: u64) -> Option<u64> {
+        let rank = (self.count() * per_mille).div_ceil(1000).max(1);
+        self.sorted_ns.get(usize::try_from(rank - 1).ok()?).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Latencies;
+
+    #[test]
+    fn quantiles_are_exact_ranks() {
+        let thousand: Latencies = (1..=1000).rev().collect();
+        assert_eq!([500, 900, 990, 999].map(|q| thousand.quantile_ns(q)), [500, 900, 990, 999].map(Some));
+        let three: Latencies = [20, 10, 90].into_iter().collect();
+        assert_eq!(
+            [1, 333, 334, 666, 667, 999].map(|q| three.quantile_ns(q)),
+            [10, 10, 20, 20, 90, 90].map(Some)
+        );
+        assert_eq!(three.mean_ns(), Some(40.0));
+        assert_eq!(Latencies::from_iter([7]).quantile_ns(999), Some(7));
+        let none = Latencies::default();
+        assert_eq!((none.mean_ns(), none.quantile_ns(500)), (None, None));
+    }
+}
