@@ -5,8 +5,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, fentry};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED,
     SHARED, TURN_OWN, TURN_READING, TURN_WRITING,
@@ -17,8 +17,12 @@ use smp_agent_abi::word::Word as _;
 use crate::departure;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
-use crate::offsets::{TCP_WRITE_SEQ, field};
+use crate::offsets::{SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::socket::{Used, in_use, tcp};
+
+// include/net/tcp_states.h
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
 
 /// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a send call is about to queue bytes. Linux 6.16 and later.
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
@@ -27,7 +31,22 @@ pub fn write(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `sock_send_length(sk, ret, flags)`: a send call returns; the fallback where `tcp_sendmsg_locked` is missing.
+/// Entry of `tcp_sendmsg_locked(sk, msg, size)`: the same for kernels without its tracepoint.
+#[fentry(function = "tcp_sendmsg_locked")]
+pub fn write_entry(ctx: FEntryContext) -> i32 {
+    on_entry(ctx.arg(0), ctx.arg(2));
+    0
+}
+
+/// Entry of `do_tcp_sendpages(sk, page, offset, size, flags)`: before Linux 6.5 the way of `sendfile` and `splice` to
+/// a socket, beside `tcp_sendmsg_locked`.
+#[fentry(function = "do_tcp_sendpages")]
+pub fn write_pages(ctx: FEntryContext) -> i32 {
+    on_entry(ctx.arg(0), ctx.arg(3));
+    0
+}
+
+/// `sock_send_length(sk, ret, flags)`: a send call returns; the fallback where its beginning cannot be had.
 /// The first segment has usually left by then, so the departure stands for the write too.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn write_return(ctx: BtfTracePointContext) -> i32 {
@@ -35,6 +54,15 @@ pub fn write_return(ctx: BtfTracePointContext) -> i32 {
         on_write(ctx.arg(0));
     }
     0
+}
+
+/// The tracepoint comes behind these checks of the kernel: a call on a connection that is not open yet, or not any
+/// more, queues nothing.
+#[inline(always)]
+fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
+    // SAFETY: `sk` is a program argument.
+    let open = matches!(unsafe { field::<u8>(sk, &SOCK_STATE) }, ESTABLISHED | CLOSE_WAIT);
+    if open && size > 0 { on_write(sk) } else { None }
 }
 
 #[inline(always)]
