@@ -48,9 +48,9 @@ pub(crate) struct Order<W> {
     /// Responses that had another one beside them in their turn, halved from time to time.
     pub(crate) returned: W,
     /// Those of them that led back by order, pool and usual connection.
-    pub(crate) by_order: W,
+    pub(crate) in_order: W,
     pub(crate) by_pool: W,
-    pub(crate) by_usual: W,
+    pub(crate) as_usual: W,
     /// Claims while messages of both directions were pending in one turn, halved from time to time.
     pub(crate) seen: W,
     /// Those of them whose direction was that of the oldest message.
@@ -64,9 +64,11 @@ impl<W: Word> Order<W> {
     pub(crate) fn note_return(&self, right: Return) {
         let halve = u32::from(self.returned.load() >= ORDER_MEMORY);
         self.returned.store((self.returned.load() >> halve) + 1);
-        for (count, right) in
-            [(&self.by_order, right.order), (&self.by_pool, right.pool), (&self.by_usual, right.usual)]
-        {
+        for (count, right) in [
+            (&self.in_order, right.order),
+            (&self.by_pool, right.pool),
+            (&self.as_usual, right.usual),
+        ] {
             count.store((count.load() >> halve) + u64::from(right));
         }
     }
@@ -82,8 +84,8 @@ impl<W: Word> Order<W> {
     /// The habit that leads back most often, the order where another one is no better.
     #[inline(always)]
     pub(crate) fn habit(&self) -> Habit {
-        let (returned, order) = (self.returned.load() + ORDER_PRIOR, self.by_order.load() + ORDER_PRIOR);
-        let (pool, usual) = (self.by_pool.load(), self.by_usual.load());
+        let (returned, order) = (self.returned.load() + ORDER_PRIOR, self.in_order.load() + ORDER_PRIOR);
+        let (pool, usual) = (self.by_pool.load(), self.as_usual.load());
         let (habit, right) = if usual > order && usual >= pool {
             (Habit::Usual, usual)
         } else if pool > order {
@@ -107,9 +109,9 @@ impl<W: Word> Order<W> {
     pub(crate) fn clear(&self) {
         for word in [
             &self.returned,
-            &self.by_order,
+            &self.in_order,
             &self.by_pool,
-            &self.by_usual,
+            &self.as_usual,
             &self.seen,
             &self.kept,
             &self.chance,
