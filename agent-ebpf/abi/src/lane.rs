@@ -353,7 +353,7 @@ impl<W: Word> Lane<W> {
     /// Whether any message of the turn is taken, not its oldest. Threads that share a lane have no turns.
     #[inline(always)]
     fn by_chance(&self, habit: u64, order: &Order<W>, random: u32) -> bool {
-        habit == Habit::Chance as u64 && self.shared.load() == 0 && !order.holds(random & 0xffff)
+        habit != Habit::Order as u64 && self.shared.load() == 0 && !order.holds(random & 0xffff)
     }
 
     /// Takes the message that is foreseen, else the thread's newest, else what the order of the turn says.
