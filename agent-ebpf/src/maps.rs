@@ -84,10 +84,16 @@ impl Counters {
     /// One message lost.
     #[inline(always)]
     pub fn lose(&self, loss: Loss) {
+        self.lose_many(loss, 1);
+    }
+
+    /// So many messages lost.
+    #[inline(always)]
+    pub fn lose_many(&self, loss: Loss, count: u64) {
         use smp_agent_abi::word::Word as _;
         const { assert!(LOSSES == 6) };
         // SAFETY: `loss` is below LOSSES.
-        Atomic::at(unsafe { (&raw mut (*self.0).lost).cast::<u64>().add(loss as usize) }).add(1);
+        Atomic::at(unsafe { (&raw mut (*self.0).lost).cast::<u64>().add(loss as usize) }).add(count);
     }
 }
 

@@ -5,12 +5,15 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, SHARED, Socket, TURN_NONE, TURN_READING};
+use smp_agent_abi::layout::{
+    CLASS_NONE, Loss, MULTIPLEXED, NOTED, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    TURN_READING,
+};
 
-use crate::lane;
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, tcp};
+use crate::{departure, lane};
 
 /// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
@@ -71,6 +74,9 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
+    if used.socket.multiplexed >= MULTIPLEXED {
+        return on_batch(tcp, used, arrival_ns, now_ns);
+    }
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING {
         return note_reader(&used);
@@ -78,18 +84,17 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     used.socket.turn = TURN_READING;
     used.socket.first_departure_ns = 0;
     used.counters.add(counter!(seen), 1);
-    if used.socket.departing_class != CLASS_NONE {
-        // An answer to what was never seen to leave.
-        used.socket.departing_class = CLASS_NONE;
-        used.counters.add(counter!(departing), LESS_ONE);
-        used.counters.lose(Loss::NoDeparture);
-    }
+    // An answer to what was never seen to leave.
+    departure::give_up(used.socket, &used.counters);
     end_superseded(&used);
     let Some(current) = lane::current(used.socket, used.tgid, used.tid) else {
         used.socket.pending_tag = 0;
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
+    let starved = current.lane.latest[used.inbound() as usize].note(u64::from(used.socket.id), 0, now_ns);
+    let evidence = used.socket.multiplexed.saturating_sub(1);
+    used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
@@ -110,6 +115,56 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
         }
     }
     note_reader(&used)
+}
+
+/// A read of a socket that carries several messages at once. Each of its segments is taken for a message; what is left
+/// of the last read was none, but a control record.
+#[inline(always)]
+fn on_batch(tcp: *const c_void, used: Used<'_>, arrival_ns: u64, now_ns: u64) -> Option<()> {
+    let current = lane::current(used.socket, used.tgid, used.tid)?;
+    let inbound = used.inbound() as usize;
+    let set = &current.lane.pending[inbound];
+    let socket = used.socket;
+    if socket.pending_tag != 0 {
+        // From before it was known.
+        if set.end(socket.pending_tag) {
+            used.counters.add(counter!(pending), LESS_ONE);
+            used.counters.add(counter!(unmatched), 1);
+        }
+        socket.pending_tag = 0;
+    }
+    for back in 0..NOTED as u64 {
+        if socket.batch_start + back < socket.batch_end {
+            set.forget(socket.batch_start + back);
+        }
+    }
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    let (mut first, mut last, mut latest_ns) = (u64::MAX, 0, arrival_ns);
+    for _ in 0..NOTED {
+        let taken = socket.noted_taken;
+        let place = taken as usize % NOTED;
+        if taken == socket.noted || (copied_seq.wrapping_sub(socket.noted_end[place]) as i32) < 0 {
+            break;
+        }
+        latest_ns = socket.noted_ns[place];
+        socket.noted_taken = taken.wrapping_add(1);
+        if let Some(position) = set.push_batch(latest_ns, now_ns) {
+            first = first.min(position);
+            last = position + 1;
+        }
+    }
+    if last == 0
+        && arrival_ns != 0
+        && let Some(position) = set.push_batch(arrival_ns, now_ns)
+    {
+        (first, last) = (position, position + 1);
+    }
+    socket.batch_start = first;
+    socket.batch_end = last;
+    socket.turn = TURN_READING;
+    current.lane.latest[inbound].note(u64::from(socket.id), latest_ns, now_ns);
+    Some(())
 }
 
 /// Where threads share a lane, the last to read of a message is the likeliest to write it.

@@ -7,10 +7,10 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 
-use crate::lane;
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
 use crate::socket::{listener, local_end, take_up, tcp};
+use crate::{departure, lane};
 
 // include/net/tcp_states.h
 const ESTABLISHED: i32 = 1;
@@ -98,10 +98,8 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     if socket.role == ROLE_OPENED && socket.upstream != 0 {
         lane::at(socket.lane)?.upstreams.close(socket.upstream);
     }
-    if over && socket.departing_class != CLASS_NONE {
-        socket.departing_class = CLASS_NONE;
-        counters.add(counter!(departing), LESS_ONE);
-        counters.lose(Loss::NoDeparture);
+    if over {
+        departure::give_up(socket, &counters);
     }
     Some(())
 }

@@ -8,8 +8,11 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED,
+    SHARED, TURN_OWN, TURN_READING, TURN_WRITING,
 };
+use smp_agent_abi::pending::{BATCH, Claim};
+use smp_agent_abi::word::Word as _;
 
 use crate::departure;
 use crate::lane::{self, Current};
@@ -64,9 +67,13 @@ fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
 
 #[inline(always)]
 fn on_write(sk: *const c_void) -> Option<()> {
-    let used = in_use(sk)?;
+    let mut used = in_use(sk)?;
+    if used.socket.multiplexed >= MULTIPLEXED {
+        return on_multiplexed(sk, used);
+    }
     // Only the first write after a read starts a message: the rest are its continuation.
-    if used.socket.turn == TURN_WRITING {
+    let turn = used.socket.turn;
+    if turn == TURN_WRITING {
         return None;
     }
     used.socket.turn = TURN_WRITING;
@@ -111,16 +118,17 @@ fn on_write(sk: *const c_void) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
-    if claim.tag == 0 {
+    let claim = if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim)? } else { claim };
+    if claim.too_far {
         used.counters.add(counter!(seen), 1);
-        if claim.too_far {
-            used.counters.lose(Loss::SearchLimit);
-        } else {
-            used.counters.add(counter!(unmatched), 1);
-        }
+        used.counters.lose(Loss::SearchLimit);
         return None;
     }
-    used.counters.add(counter!(pending), LESS_ONE);
+    if claim.batch {
+        used.counters.add(counter!(seen), 1);
+    } else {
+        used.counters.add(counter!(pending), LESS_ONE);
+    }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
     socket.departing_arrival_ns = claim.arrival_ns;
@@ -128,12 +136,73 @@ fn on_write(sk: *const c_void) -> Option<()> {
     socket.departing_write_ns = now_ns;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
-    socket.departing_class = if claim.alone { CLASS_EXACT } else { CLASS_AMBIGUOUS };
+    socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
         let departure_ns = socket.first_departure_ns;
         socket.departing_write_ns = departure_ns;
         departure::record(socket, &used.counters, departure_ns);
     }
+    Some(())
+}
+
+/// The cause of a write that found nothing pending: the latest read of its lane, if that connection carries several
+/// messages at once. Else it has none.
+#[inline(always)]
+fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim) -> Option<Claim> {
+    let lane = lane::at(used.socket.lane)?;
+    let latest = &lane.latest[used.outbound() as usize];
+    // It is owed an answer, or may be a request.
+    let expected = turn == TURN_READING || used.socket.role != ROLE_ACCEPTED;
+    if latest.arrival_ns.load() != 0 && expected {
+        let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
+        return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
+    }
+    if expected {
+        latest.starved.add(1);
+    }
+    if turn == TURN_READING && used.socket.role == ROLE_ACCEPTED {
+        used.counters.add(counter!(seen), 1);
+        used.counters.add(counter!(unmatched), 1);
+    } else {
+        // A later write of the same socket may still carry a message on.
+        used.socket.turn = TURN_OWN;
+        if turn != TURN_OWN {
+            used.counters.add(counter!(seen), 1);
+            used.counters.add(counter!(local), 1);
+        }
+    }
+    None
+}
+
+/// A write to a connection that carries several messages at once: it takes all that its lane has read.
+#[inline(always)]
+fn on_multiplexed(sk: *const c_void, used: Used<'_>) -> Option<()> {
+    let lane = lane::current(used.socket, used.tgid, used.tid)?.lane;
+    let mark = u64::from(used.socket.id) | BATCH;
+    let drained = lane.pending[used.outbound() as usize].drain(mark);
+    let socket = used.socket;
+    socket.turn = TURN_WRITING;
+    let count = drained.singles + drained.batches;
+    if count == 0 {
+        return None;
+    }
+    used.counters.add(counter!(pending), drained.singles.wrapping_neg());
+    used.counters.add(counter!(seen), drained.batches);
+    used.counters.add(counter!(departing), count);
+    if socket.departing_class == CLASS_DRAINED {
+        // The write before has not left yet: this one goes with it.
+        socket.drained_end = drained.end;
+        socket.drained_count += count as u32;
+        return None;
+    }
+    socket.drained_start = drained.start;
+    socket.drained_end = drained.end;
+    socket.drained_count = count as u32;
+    // SAFETY: no precondition.
+    socket.departing_write_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
+    socket.departing_class = CLASS_DRAINED;
     Some(())
 }
 

@@ -19,7 +19,7 @@
 //! right too.
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{Claim, ENTRIES, Pending};
+use crate::pending::{BATCH, Claim, ENTRIES, Pending};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 
@@ -49,6 +49,8 @@ pub struct Lane<W> {
     /// Accepted connections whose request was read and whose response was not written yet, and opened ones whose
     /// request was written and whose response was not read yet; where threads share the lane.
     waiting_on: [W; 2],
+    /// What was read last, by direction.
+    pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
     order: [Order<W>; ORDER_SIZES],
 }
@@ -72,6 +74,35 @@ impl Recent {
         let read = self.read[direction];
         self.tags[direction][read as usize % RECENT] = tag;
         self.read[direction] = read + 1;
+    }
+}
+
+/// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
+/// messages.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Latest<W> {
+    /// Number of the connection.
+    pub id: W,
+    /// When the last of what was read arrived, ns; 0 unless the connection is known to carry several messages at once.
+    pub arrival_ns: W,
+    /// When it was read, ns.
+    pub read_ns: W,
+    /// Writes that found nothing pending since this connection was read first.
+    pub starved: W,
+}
+
+impl<W: Word> Latest<W> {
+    /// Says that a connection was read. Returns how many writes found nothing pending since it was last, if no other
+    /// was read between.
+    #[inline(always)]
+    pub fn note(&self, id: u64, arrival_ns: u64, read_ns: u64) -> u64 {
+        let starved = if self.id.load() == id { self.starved.load() } else { 0 };
+        self.id.store(id);
+        self.arrival_ns.store(arrival_ns);
+        self.read_ns.store(read_ns);
+        self.starved.store(0);
+        starved
     }
 }
 
@@ -337,6 +368,7 @@ impl<W: Word> Lane<W> {
             claim.arrival_ns = entry.arrival_ns.load();
             claim.read_ns = entry.read_ns.load();
             claim.upstream = entry.upstream.load();
+            claim.batch = entry.downstream.load() & BATCH != 0;
             claim.alone = alone != 0;
         }
         claim

@@ -27,6 +27,12 @@ const PUSH_STEPS: usize = 2;
 /// and only then flush the response downstream (nginx does: `ngx_http_upstream_finalize_request`).
 pub const ORPHAN_GRACE_NS: u64 = 50_000_000;
 
+/// Marks what was read together with other messages: which it was, and whether it was one, is not known.
+pub const BATCH: u64 = 1 << 63;
+
+/// How many messages one write of a multiplexed connection may carry on.
+pub const DRAIN: usize = 16;
+
 const STATE_BITS: u32 = 2;
 const LIVE: u64 = 1;
 const ORPHAN: u64 = 2;
@@ -42,7 +48,7 @@ pub struct Entry<W> {
     pub(crate) arrival_ns: W,
     pub(crate) read_ns: W,
     /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits.
-    downstream: W,
+    pub(crate) downstream: W,
     /// Which thread read it last, where threads share the set.
     pub(crate) thread: W,
     /// Of a request: name of the connection it took off the stack, 0 if none was free.
@@ -85,8 +91,23 @@ pub struct Claim {
     pub downstream: u64,
     /// Orphans that were too old and were ended on the way.
     pub expired: u64,
+    /// True if it was read together with others ([`BATCH`]): it was not counted as seen then.
+    pub batch: bool,
     /// True if there may be a message behind more ended entries than a claim may pass over.
     pub too_far: bool,
+}
+
+/// What a write of a multiplexed connection has taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// The first position of the range it is in.
+    pub start: u64,
+    /// The position behind it.
+    pub end: u64,
+    /// Messages that were read alone.
+    pub singles: u64,
+    /// Messages that were read together with others.
+    pub batches: u64,
 }
 
 impl<W: Word> Pending<W> {
@@ -165,7 +186,7 @@ impl<W: Word> Pending<W> {
     /// The same value, of which the kernel's verifier knows nothing. It follows every value that it knows down every
     /// path; behind this, paths that differ in what they found are one again.
     #[inline(always)]
-    pub(crate) fn blur(&self, value: u64) -> u64 {
+    pub fn blur(&self, value: u64) -> u64 {
         value ^ self.zero.load()
     }
 
@@ -258,6 +279,59 @@ impl<W: Word> Pending<W> {
         }
         self.head.store(head);
         claim
+    }
+
+    /// Takes every message, up to [`DRAIN`] of them, for the connection of that mark. Returns where they lie: some in
+    /// between may not be its own, see [`Pending::drained`].
+    #[inline(always)]
+    pub fn drain(&self, mark: u64) -> Drained {
+        let tail = self.tail.load();
+        let start = self.clear_front();
+        let mut drained = Drained { start, end: start, singles: 0, batches: 0 };
+        for _ in 0..DRAIN {
+            if drained.end >= tail {
+                break;
+            }
+            let position = drained.end;
+            drained.end += 1;
+            if self.take(tag(position, LIVE)) != 0 {
+                let entry = self.entry(position);
+                entry.upstream.store(mark);
+                let batch = entry.downstream.load() >> BATCH.trailing_zeros();
+                drained.batches += batch;
+                drained.singles += 1 - batch;
+            }
+        }
+        self.head.store(drained.end);
+        drained.end = self.blur(drained.end);
+        drained.singles = self.blur(drained.singles);
+        drained.batches = self.blur(drained.batches);
+        drained
+    }
+
+    /// When the message at this position arrived and was read, if the connection of that mark drained it.
+    #[inline(always)]
+    pub fn drained(&self, position: u64, mark: u64) -> Option<(u64, u64)> {
+        let entry = self.entry(position);
+        let own = entry.tag.load() == tag(position, CLAIMED) && entry.upstream.load() == mark;
+        own.then(|| (entry.arrival_ns.load(), entry.read_ns.load()))
+    }
+
+    /// Adds what was read together with others. Returns its position.
+    #[inline(always)]
+    pub fn push_batch(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
+        self.push(arrival_ns, read_ns, BATCH, 0).map(|pushed| pushed >> STATE_BITS)
+    }
+
+    /// Forgets the message at this position, if it was read together with others and nobody has claimed it.
+    #[inline(always)]
+    pub fn forget(&self, position: u64) {
+        let entry = self.entry(position);
+        if entry.downstream.load() & BATCH != 0
+            && entry.tag.swap_if(tag(position, LIVE), tag(position, DROPPED))
+        {
+            self.live.add(u64::MAX);
+        }
     }
 
     /// Ends a message that will not be written on. False if it was claimed or ended before.
