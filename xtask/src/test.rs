@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use bed::process::Child;
 use bed::tools;
 
-use crate::{cargo, check, guest, setup};
+use crate::{cargo, check, guest, setup, truth};
 
 /// What can be chosen.
 #[derive(Debug, clap::Args)]
@@ -67,8 +67,9 @@ impl Tally {
     }
 }
 
-/// The verb. The last line is `N passed, N failed`: all tests of all executables, where a check (formatting, lints,
-/// manifests) that fails, a test that was left out, and an executable that ended without a result are failures.
+/// The verb. The last line is `N passed, N failed`: all tests of all executables and the combinations of proxy and
+/// protocol that are compared with the wire, where a check (formatting, lints, manifests) that fails, a test that was
+/// left out, and an executable that ended without a result are failures.
 ///
 /// # Errors
 /// When setting up or building fails: then nothing was tested.
@@ -95,11 +96,14 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         tally.note(&line);
     }
     let status = cargo.wait()?;
+    let silent = !status.success() && tally.failed == 0;
+    let (passed, failed) = truth::short()?;
+    tally.passed += passed;
+    tally.failed += failed;
 
     if !checks.is_empty() {
         eprintln!("error: failed: {}", checks.join(", "));
     }
-    let silent = !status.success() && tally.failed == 0;
     if silent {
         eprintln!("error: `cargo test` failed ({status}) beside the tests; see above");
     }

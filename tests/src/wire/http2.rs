@@ -6,8 +6,8 @@
 
 use std::fmt;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use loona_hpack::Decoder;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use httlib_hpack::Decoder;
 
 use super::units::Units;
 use super::{Direction, Sighting};
@@ -57,7 +57,7 @@ impl Messages {
             Direction::Request => PREFACE,
             Direction::Response => &[],
         };
-        Self { preface, frames: Units::default(), blocks: Blocks { decoder: Decoder::new(), open: None } }
+        Self { preface, frames: Units::default(), blocks: Blocks { decoder: Decoder::default(), open: None } }
     }
 
     pub(super) fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
@@ -104,15 +104,19 @@ impl Blocks {
 
     /// The message that a block begins: nothing for trailers and for interim responses (1xx).
     fn decode(&mut self, block: &Block) -> Result<Option<Sighting>> {
+        let (mut fragments, mut headers) = (block.fragments.clone(), Vec::new());
+        self.decoder.decode(&mut fragments, &mut headers).map_err(|error| {
+            anyhow!("the header block of stream {} cannot be decoded: {error:?}", block.stream)
+        })?;
         let (mut begins, mut id) = (false, None);
-        self.decoder
-            .decode_with_cb(&block.fragments, |name, value| match name.as_ref() {
+        for (name, value, _flags) in &headers {
+            match name.as_slice() {
                 b":method" => begins = true,
                 b":status" => begins = !value.starts_with(b"1"),
-                name if name == http::ID_HEADER.as_bytes() => id = http::parse_id(&value),
+                name if name == http::ID_HEADER.as_bytes() => id = http::parse_id(value),
                 _ => {}
-            })
-            .with_context(|| format!("the header block of stream {} cannot be decoded", block.stream))?;
+            }
+        }
         Ok(begins.then_some(Sighting { id, time_ns: block.start_ns }))
     }
 }
