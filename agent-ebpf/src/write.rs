@@ -96,6 +96,7 @@ fn on_write(sk: *const c_void) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
+    clear_fronts(place);
     let mut claim = Claim::default();
     claim_for(used.socket, place, newest, now_ns, &mut claim);
     if claim.expired > 0 {
@@ -129,9 +130,19 @@ fn on_write(sk: *const c_void) -> Option<()> {
     Some(())
 }
 
+// Functions of their own, which the kernel verifies once, for any arguments, and not again on each path that calls
+// them. They return a number because it asks for one.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn clear_fronts(place: u32) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.clear_fronts();
+    }
+    0
+}
+
 /// Claims the message that a write to `socket` carries on, from the lane at `place`.
-///
-/// A function of its own, which the kernel verifies once, for any arguments, and not again at each call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u64, claim: *mut Claim) -> u32 {
