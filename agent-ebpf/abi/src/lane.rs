@@ -106,6 +106,18 @@ impl<W: Word> Latest<W> {
     }
 }
 
+/// What speaks for which message, by tag, 0 where nothing does.
+#[derive(Clone, Copy)]
+struct Choice {
+    /// The one a habit foresees.
+    foreseen: u64,
+    /// The newest of the thread, where threads share the lane.
+    newest: u64,
+    /// 1 if any message of the turn is as good as another.
+    by_chance: u64,
+    random: u32,
+}
+
 /// Of the two turns known, the one that the oldest message of a set is in.
 #[derive(Clone, Copy)]
 struct Turn {
@@ -206,7 +218,8 @@ impl<W: Word> Lane<W> {
             _ => 0,
         };
         let foreseen = set.blur(foreseen);
-        let claim = Self::take(set, foreseen, habit, newest, order, turn, now_ns, random);
+        let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
+        let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
         if claim.tag != 0 {
             set.of(claim.tag).upstream.store(upstream);
         }
@@ -249,7 +262,9 @@ impl<W: Word> Lane<W> {
             });
         }
         let habit = set.blur(order.habit() as u64);
-        let claim = Self::take(set, in_turn(upstream), habit, newest, order, turn, now_ns, random);
+        let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
+        let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
+        let claim = Self::take(set, choice, turn, now_ns);
         Claim { downstream: next_downstream, ..claim }
     }
 
@@ -343,25 +358,22 @@ impl<W: Word> Lane<W> {
         (turn, order)
     }
 
-    /// Takes the message of the tag `foreseen`, else what the order of the turn says.
+    /// Whether any message of the turn is taken, not its oldest. Threads that share a lane have no turns.
     #[inline(always)]
-    fn take(
-        set: &Pending<W>,
-        foreseen: u64,
-        habit: u64,
-        newest: u64,
-        order: &Order<W>,
-        turn: Turn,
-        now_ns: u64,
-        random: u32,
-    ) -> Claim {
+    fn by_chance(&self, habit: u64, order: &Order<W>, random: u32) -> bool {
+        habit != Habit::Order as u64 && self.shared.load() == 0 && !order.holds(random & 0xffff)
+    }
+
+    /// Takes the message that is foreseen, else the thread's newest, else what the order of the turn says.
+    #[inline(always)]
+    fn take(set: &Pending<W>, choice: Choice, turn: Turn, now_ns: u64) -> Claim {
         let alone = set.blur(u64::from(set.live.load() == 1));
-        let mut taken = set.blur(set.take(foreseen));
+        let mut taken = set.blur(set.take(choice.foreseen));
         if taken == 0 {
-            taken = set.blur(set.take(newest));
+            taken = set.blur(set.take(choice.newest));
         }
-        if taken == 0 && habit == Habit::Chance as u64 && !order.holds(random & 0xffff) {
-            taken = set.take_any(set.head.load(), turn.end, random >> 16);
+        if taken == 0 && choice.by_chance != 0 {
+            taken = set.take_any(set.head.load(), turn.end, choice.random >> 16);
         }
         let mut claim = Claim { tag: set.blur(taken), ..Claim::default() };
         if claim.tag == 0 {

@@ -173,11 +173,13 @@ pub struct Socket {
     pub departing_write_ns: u64,
     /// Fallback write hook only: when the first data segment since the last read left.
     pub first_departure_ns: u64,
-    /// Where in its lane the messages of its last read are, if it is multiplexed.
+    /// Where in its lane the messages of its last read begin, if it is multiplexed.
     pub batch_start: u64,
+    /// ... and end.
     pub batch_end: u64,
-    /// Where in its lane the messages are that await their departure together: `CLASS_DRAINED`.
+    /// Where in its lane the messages begin that await their departure together: `CLASS_DRAINED`.
     pub drained_start: u64,
+    /// ... and end.
     pub drained_end: u64,
     /// When segments arrived, if it is multiplexed.
     pub noted_ns: [u64; NOTED],
@@ -214,8 +216,9 @@ pub struct Socket {
     pub settled: u32,
     /// How much speaks for it carrying several messages at once; from [`MULTIPLEXED`] up it is taken to.
     pub multiplexed: u32,
-    /// How many arrivals were noted, and how many of them were taken, modulo 2^32.
+    /// How many arrivals were noted, modulo 2^32.
     pub noted: u32,
+    /// How many of them were taken.
     pub noted_taken: u32,
     /// Sequence numbers behind the segments whose arrivals are noted.
     pub noted_end: [u32; NOTED],

@@ -10,7 +10,7 @@ use crate::word::Word;
 pub(crate) const ORDER_MEMORY: u64 = 4096;
 
 /// Responses, all of which lead back in order, that a lane starts with.
-const ORDER_PRIOR: u64 = 64;
+const ORDER_PRIOR: u64 = 16;
 
 /// This share of responses must lead back for a lane to keep the order: HAProxy's do but for those whose request
 /// waited for a connection, Envoy's one in a few.
@@ -48,9 +48,9 @@ pub(crate) struct Order<W> {
     /// Responses that had another one beside them in their turn, halved from time to time.
     pub(crate) returned: W,
     /// Those of them that led back by order, pool and usual connection.
-    pub(crate) by_order: W,
+    pub(crate) reads_right: W,
     pub(crate) by_pool: W,
-    pub(crate) by_usual: W,
+    pub(crate) as_usual: W,
     /// Claims while messages of both directions were pending in one turn, halved from time to time.
     pub(crate) seen: W,
     /// Those of them whose direction was that of the oldest message.
@@ -65,7 +65,7 @@ impl<W: Word> Order<W> {
         let halve = u32::from(self.returned.load() >= ORDER_MEMORY);
         self.returned.store((self.returned.load() >> halve) + 1);
         for (count, right) in
-            [(&self.by_order, right.order), (&self.by_pool, right.pool), (&self.by_usual, right.usual)]
+            [(&self.reads_right, right.order), (&self.by_pool, right.pool), (&self.as_usual, right.usual)]
         {
             count.store((count.load() >> halve) + u64::from(right));
         }
@@ -79,19 +79,22 @@ impl<W: Word> Order<W> {
         self.chance.store((self.chance.load() >> halve) + chance);
     }
 
-    /// The habit that leads back most often, the order where another one is no better.
+    /// The habit that leads back most often, the order where another one is no better. Half of the responses are enough
+    /// for the others: what is taken wrongly while they are learned tells against them, and a habit that is not the
+    /// proxy's own pairs what is in a turn no worse than chance does. The order would pair it too evenly.
     #[inline(always)]
     pub(crate) fn habit(&self) -> Habit {
-        let (returned, order) = (self.returned.load() + ORDER_PRIOR, self.by_order.load() + ORDER_PRIOR);
-        let (pool, usual) = (self.by_pool.load(), self.by_usual.load());
-        let (habit, right) = if usual > order && usual >= pool {
-            (Habit::Usual, usual)
-        } else if pool > order {
-            (Habit::Pool, pool)
+        let (returned, order) = (self.returned.load() + ORDER_PRIOR, self.reads_right.load() + ORDER_PRIOR);
+        let (pool, usual) = (self.by_pool.load(), self.as_usual.load());
+        if usual > order && usual >= pool && usual * 2 > returned {
+            Habit::Usual
+        } else if pool > order && pool * 2 > returned {
+            Habit::Pool
+        } else if order * ALL_RETURN.1 >= returned * ALL_RETURN.0 {
+            Habit::Order
         } else {
-            (Habit::Order, order)
-        };
-        if right * ALL_RETURN.1 >= returned * ALL_RETURN.0 { habit } else { Habit::Chance }
+            Habit::Chance
+        }
     }
 
     /// True with the probability that the order is kept and not met by chance: (kept - chance) / (seen - chance).
@@ -107,9 +110,9 @@ impl<W: Word> Order<W> {
     pub(crate) fn clear(&self) {
         for word in [
             &self.returned,
-            &self.by_order,
+            &self.reads_right,
             &self.by_pool,
-            &self.by_usual,
+            &self.as_usual,
             &self.seen,
             &self.kept,
             &self.chance,

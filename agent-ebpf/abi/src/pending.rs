@@ -9,10 +9,10 @@ use crate::word::Word;
 pub const ENTRIES: usize = 1024;
 
 /// How many ended entries at the front are cleared away before a claim.
-const CLEAR_STEPS: usize = 32;
+const CLEAR_STEPS: usize = 64;
 
 /// How many entries at the front one claim may pass over after that.
-const TAKE_STEPS: usize = 4;
+const TAKE_STEPS: usize = 8;
 
 /// How many dropped entries are passed over in search of the next in order.
 const IN_ORDER_STEPS: usize = 4;
