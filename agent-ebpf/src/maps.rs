@@ -45,20 +45,20 @@ const CREATE: u64 = 1;
 /// The state of a socket, if it has one.
 #[inline(always)]
 pub fn socket_state<'a>(sk: *const c_void) -> Option<&'a mut Socket> {
-    storage(sk, ptr::null_mut(), 0)
+    storage(sk, 0)
 }
 
-/// The state of a socket that gets `initial` if it has none. `None` if the kernel has no memory for it.
+/// The state of a socket that gets one of zeros if it has none. `None` if the kernel has no memory for it.
 #[inline(always)]
-pub fn socket_state_or<'a>(sk: *const c_void, initial: &mut Socket) -> Option<&'a mut Socket> {
-    storage(sk, ptr::from_mut(initial).cast(), CREATE)
+pub fn socket_state_or_new<'a>(sk: *const c_void) -> Option<&'a mut Socket> {
+    storage(sk, CREATE)
 }
 
 #[inline(always)]
-fn storage<'a>(sk: *const c_void, initial: *mut c_void, flags: u64) -> Option<&'a mut Socket> {
+fn storage<'a>(sk: *const c_void, flags: u64) -> Option<&'a mut Socket> {
     let map = ptr::addr_of!(SOCKETS).cast_mut().cast();
     // SAFETY: `sk` is a socket as the verifier knows it; it refuses the program otherwise.
-    let state = unsafe { bpf_sk_storage_get(map, sk.cast_mut().cast(), initial, flags) };
+    let state = unsafe { bpf_sk_storage_get(map, sk.cast_mut().cast(), ptr::null_mut(), flags) };
     // SAFETY: null, or a value of the map's type. Programs on other CPUs may change it at the same time; all
     // of its fields are words of which any value is valid.
     unsafe { state.cast::<Socket>().as_mut() }

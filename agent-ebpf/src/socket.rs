@@ -5,11 +5,11 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_skc_to_tcp_sock};
 use smp_agent_abi::layout::{
-    Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, ROLE_UNKNOWN, SHARED, Socket, TURN_NONE,
+    Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, ROLE_UNKNOWN, SHARED, Socket,
 };
 use smp_agent_abi::names::listener_key;
 
-use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or};
+use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or_new};
 use crate::offsets::{NET_INUM, SOCK_NET, SOCK_NUM, probe_field};
 
 /// A socket in the hands of its proxy's thread.
@@ -59,14 +59,17 @@ pub fn take_up<'a>(sk: *const c_void, slot: u32, role: u32) -> Option<&'a mut So
         ROLE_UNKNOWN => ROLE_OPENED,
         known => known,
     };
-    // SAFETY: no precondition.
-    let id = unsafe { bpf_get_prandom_u32() } | 1;
-    let mut initial = Socket { proxy_slot: slot, role, id, turn: TURN_NONE, ..Socket::default() };
-    let taken = socket_state_or(sk, &mut initial);
-    if taken.is_none() {
+    let Some(socket) = socket_state_or_new(sk) else {
         Counters::of(slot)?.lose(Loss::SocketState);
+        return None;
+    };
+    if socket.id == 0 {
+        socket.proxy_slot = slot;
+        socket.role = role;
+        // SAFETY: no precondition.
+        socket.id = unsafe { bpf_get_prandom_u32() } | 1;
     }
-    taken
+    Some(socket)
 }
 
 /// The proxy that listens where `sk` is bound.

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, Socket,
     TURN_OWN, TURN_READING, TURN_WRITING,
 };
 use smp_agent_abi::pending::{BATCH, Claim};
@@ -91,33 +91,18 @@ fn on_write(sk: *const c_void) -> Option<()> {
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: no precondition.
-    let random = unsafe { bpf_get_prandom_u32() };
-    let claim = current.map(|Current { place, lane, .. }| {
-        let socket = &mut *used.socket;
-        if socket.role == ROLE_ACCEPTED {
-            let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
-            let id = u64::from(socket.id);
-            let claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
-            socket.upstream = claim.upstream;
-            claim
-        } else {
-            let claim = lane.claim_request(now_ns, random, socket.upstream, newest);
-            socket.downstream = claim.downstream as u32;
-            claim
-        }
-    });
-    if let Some(claim) = claim
-        && claim.expired > 0
-    {
-        used.counters.add(counter!(pending), claim.expired.wrapping_neg());
-        used.counters.add(counter!(unmatched), claim.expired);
-    }
-    let Some(claim) = claim else {
+    let Some(Current { place, .. }) = current else {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
+    clear_fronts(place);
+    let mut claim = Claim::default();
+    claim_for(used.socket, place, newest, now_ns, &mut claim);
+    if claim.expired > 0 {
+        used.counters.add(counter!(pending), claim.expired.wrapping_neg());
+        used.counters.add(counter!(unmatched), claim.expired);
+    }
     let claim = if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim)? } else { claim };
     if claim.too_far {
         used.counters.add(counter!(seen), 1);
@@ -143,6 +128,41 @@ fn on_write(sk: *const c_void) -> Option<()> {
         departure::record(socket, &used.counters, departure_ns);
     }
     Some(())
+}
+
+// Functions of their own, which the kernel verifies once, for any arguments, and not again on each path that calls
+// them. They return a number because it asks for one.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn clear_fronts(place: u32) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.clear_fronts();
+    }
+    0
+}
+
+/// Claims the message that a write to `socket` carries on, from the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u64, claim: *mut Claim) -> u32 {
+    // SAFETY: null, or of these types: the verifier checks the callers.
+    let (Some(socket), Some(claim)) = (unsafe { socket.as_mut() }, unsafe { claim.as_mut() }) else {
+        return 0;
+    };
+    let Some(lane) = lane::at(place) else { return 0 };
+    // SAFETY: no precondition.
+    let random = unsafe { bpf_get_prandom_u32() };
+    if socket.role == ROLE_ACCEPTED {
+        let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
+        let id = u64::from(socket.id);
+        *claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
+        socket.upstream = claim.upstream;
+    } else {
+        *claim = lane.claim_request(now_ns, random, socket.upstream, newest);
+        socket.downstream = claim.downstream as u32;
+    }
+    0
 }
 
 /// The cause of a write that found nothing pending: the latest read of its lane, if that connection carries several

@@ -3,6 +3,7 @@
 use std::io;
 
 use aya::programs::ProgramError;
+use rustix::io::Errno;
 
 use super::programs::Hook;
 
@@ -40,7 +41,8 @@ impl Verdict {
 
     /// Of a program that the kernel refused.
     pub(super) fn of(hook: Hook, error: &ProgramError) -> Self {
-        let refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        // The verifier's own refusal is another number, EACCES.
+        let refused = |error: &io::Error| error.raw_os_error() == Some(Errno::PERM.raw_os_error());
         match (hook, error) {
             (Hook::Entry(_), ProgramError::LoadError { io_error, .. }) if refused(io_error) => {
                 Self::Unsupported("this kernel refuses fentry programs (EPERM), as under lockdown".to_owned())

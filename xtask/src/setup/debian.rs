@@ -40,13 +40,13 @@ const SERVICES: [&str; 2] = ["nginx", "haproxy"];
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// The packages that are not installed, as one part.
+/// The packages that are not installed, these others as well, as one part.
 ///
 /// # Errors
 /// When this is no Debian, or something is missing and we are not root.
-pub fn missing() -> Result<Option<Part>> {
+pub fn missing(others: &[&'static str]) -> Result<Option<Part>> {
     let rust: &[&str] = if nightly_has_sources() { &[] } else { &RUST };
-    let wanted: Vec<&'static str> = PACKAGES.iter().chain(rust).copied().collect();
+    let wanted: Vec<&'static str> = PACKAGES.iter().chain(rust).chain(others).copied().collect();
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("setup knows only Debian's apt-get; install the likes of {} by hand", wanted.join(" "));
     }
