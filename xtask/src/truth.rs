@@ -8,14 +8,14 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bed::capture::Capture;
+use bed::capture::{Capture, Vantage};
 use bed::load::Tally;
 use bed::netns::{Bed, Family};
 use bed::process::Child;
 use bed::protocol::Protocol;
 use bed::proxy::{Proxy, ProxyKind, Spec};
 use bed::tools;
-use bed::wire::{Direction, Latencies, Wire};
+use bed::wire::{self, Direction, Latencies, Wire};
 use serde::Serialize;
 
 use crate::{cargo, setup};
@@ -172,7 +172,7 @@ fn measure(options: &Options, programs: &Programs, kind: ProxyKind, connections:
         upstream,
         dir: &dir.join("proxy"),
     })?;
-    let capture = Capture::start(&bed, options.protocol, &dir)?;
+    let capture = Capture::start(Vantage::of(&bed), wire::needs_whole_packets(options.protocol), &dir)?;
 
     let mut load = bed.client.wrap(&programs.bed);
     load.extend(["load", "--target", &listen.to_string()].map(Into::into));
@@ -198,7 +198,7 @@ fn measure(options: &Options, programs: &Programs, kind: ProxyKind, connections:
     proxy.stop()?;
     backend.stop()?;
     drop(bed);
-    let wire = captured.wire()?;
+    let wire = captured.read(Wire::new(options.protocol))?;
     let latencies = valid(&wire, &load)?;
     let document = programs.agent.as_ref().map(|_| document(&dir)).transpose()?;
     Ok(Cell::judge(kind, connections, load, &latencies, document.as_ref()))
