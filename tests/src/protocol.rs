@@ -59,6 +59,12 @@ impl Protocol {
         Self::MtlsH1,
         Self::MtlsH2,
     ];
+
+    /// Whether several messages can be under way on a connection at a time. With one stream on each of a client's
+    /// connections as well: a proxy may put them together on one of its own.
+    pub const fn multiplexes(self) -> bool {
+        matches!(self, Self::H1Pipelined | Self::H2(_) | Self::Grpc(_) | Self::MtlsH2)
+    }
 }
 
 impl fmt::Display for Protocol {

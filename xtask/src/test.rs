@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use bed::process::Child;
 use bed::tools;
 
-use crate::{cargo, check, setup};
+use crate::{cargo, check, setup, truth};
 
 /// What the lines `test result: ok. 3 passed; 0 failed; 0 ignored; ...` add up to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,8 +38,9 @@ impl Tally {
     }
 }
 
-/// The verb. The last line is `N passed, N failed`: all tests of all executables, where a check (formatting, lints,
-/// manifests) that fails, a test that was left out, and an executable that ended without a result are failures.
+/// The verb. The last line is `N passed, N failed`: all tests of all executables and the combinations of proxy and
+/// protocol that are compared with the wire, where a check (formatting, lints, manifests) that fails, a test that was
+/// left out, and an executable that ended without a result are failures.
 ///
 /// # Errors
 /// When setting up or building fails: then nothing was tested.
@@ -63,6 +64,10 @@ pub fn run() -> Result<ExitCode> {
         tally.note(&line);
     }
     let status = cargo.wait()?;
+    let silent = !status.success() && tally.failed == 0;
+    let (passed, failed) = truth::short()?;
+    tally.passed += passed;
+    tally.failed += failed;
 
     if !checks.is_empty() {
         eprintln!("error: failed: {}", checks.join(", "));
@@ -70,7 +75,6 @@ pub fn run() -> Result<ExitCode> {
     if tally.ignored > 0 {
         eprintln!("error: {} tests are marked to be ignored; here every test counts", tally.ignored);
     }
-    let silent = !status.success() && tally.failed == 0;
     if silent {
         eprintln!("error: `cargo test` failed ({status}) beside the tests; see above");
     }

@@ -164,8 +164,8 @@ impl Wire {
     pub fn observe(&mut self, packet: &Packet<'_>) -> Result<()> {
         match &mut self.reading {
             Reading::Starts => {
-                if let Some(id) = starts::message(packet) {
-                    self.see(packet, Sighting { id, time_ns: packet.time_ns });
+                if let Some(sighting) = starts::message(packet) {
+                    self.see(packet, sighting);
                 }
             }
             Reading::Streams(sides, streams) => {
@@ -238,7 +238,9 @@ impl Wire {
                 None => backwards += 1,
             }
         }
-        Latencies { one_sided, backwards, ..latencies_ns.into_iter().collect() }
+        let mut latencies: Latencies = latencies_ns.into_iter().collect();
+        (latencies.one_sided, latencies.backwards) = (one_sided, backwards);
+        latencies
     }
 }
 

@@ -1,24 +1,21 @@
 //! HTTP/1.1 whose messages all start a packet: a connection carries one message at a time.
 
-use super::{Direction, Packet};
+use super::{Direction, Packet, Sighting};
 use crate::http;
 
-/// The id of the message that the packet starts, `Some(None)` when it has none within the captured bytes; `None`
-/// when the packet starts no message.
-pub(super) fn message(packet: &Packet<'_>) -> Option<Option<u64>> {
+/// The message that the packet starts, if it starts one. It has no id when there is none within the captured bytes.
+pub(super) fn message(packet: &Packet<'_>) -> Option<Sighting> {
     const METHODS: [&[u8]; 5] = [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"DELETE "];
     let starts = match packet.direction {
         Direction::Request => METHODS.iter().any(|method| packet.payload.starts_with(method)),
         Direction::Response => packet.payload.starts_with(b"HTTP/1."),
     };
     // The snap length may have cut the head anywhere, so lines are searched, not a head parsed.
-    starts.then(|| {
-        packet
-            .payload
-            .split(|&byte| byte == b'\n')
-            .skip(1)
-            .take_while(|line| !matches!(line, [] | [b'\r']))
-            .find_map(|line| id_of(line.strip_suffix(b"\r").unwrap_or(line)))
+    let mut lines =
+        packet.payload.split(|&byte| byte == b'\n').skip(1).take_while(|line| !matches!(line, [] | [b'\r']));
+    starts.then(|| Sighting {
+        id: lines.find_map(|line| id_of(line.strip_suffix(b"\r").unwrap_or(line))),
+        time_ns: packet.time_ns,
     })
 }
 

@@ -1,0 +1,228 @@
+//! One combination, measured: load through a proxy, the agent and the capture beside it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use bed::capture::{Capture, Vantage};
+use bed::load::Tally;
+use bed::netns::Bed;
+use bed::process::Child;
+use bed::protocol::Protocol;
+use bed::proxy::{Proxy, Spec};
+use bed::tools;
+use bed::wire::{self, Direction, Latencies, Wire};
+
+use super::matrix::Cell;
+use super::verdict::{self, Comparison, Document, Gate, Matching};
+use crate::cargo;
+
+/// How long a server may take to listen.
+const START_LONGEST: Duration = Duration::from_secs(10);
+/// How much longer than the load the agent may take, to attach, drain and write.
+const BEYOND_LOAD: Duration = Duration::from_mins(1);
+
+/// The executables under test.
+pub struct Programs {
+    /// Nothing where only the packets are asked.
+    agent: Option<PathBuf>,
+    bed: PathBuf,
+}
+
+/// What came of a combination.
+pub struct Outcome {
+    /// The combination.
+    pub cell: Cell,
+    /// Or why it could not be measured.
+    pub measured: Result<Measured, String>,
+}
+
+/// A combination's numbers.
+pub struct Measured {
+    /// What the load generator says.
+    pub load: Tally,
+    /// Statistics and number of messages, in the order of [`Direction::ALL`].
+    pub directions: [(Vec<Comparison>, u64); 2],
+    /// Messages on the wire, both directions.
+    pub wire: u64,
+    /// The agent's classes, where it was run.
+    pub matching: Option<Matching>,
+    /// What is wrong beside numbers outside their bounds.
+    pub failures: Vec<String>,
+}
+
+impl Programs {
+    /// Builds them; the agent unless only the packets are asked.
+    ///
+    /// # Errors
+    /// When something does not build.
+    pub fn build(wire_only: bool) -> Result<Self> {
+        let agent = if wire_only { None } else { Some(cargo::agent()?) };
+        cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bins"])?;
+        Ok(Self { agent, bed: tools::target().join("release/bed") })
+    }
+
+    /// Measures a combination and judges it by this gate.
+    pub fn measure(&self, cell: Cell, gate: Gate) -> Outcome {
+        let measured = self.try_measure(&cell, gate).map_err(|error| format!("{error:#}"));
+        Outcome { cell, measured }
+    }
+
+    /// Fails when something cannot be started, the agent or the load fails, or the packets are no truth.
+    fn try_measure(&self, cell: &Cell, gate: Gate) -> Result<Measured> {
+        let dir = tools::workspace().join("target/truth").join(cell.folder());
+        // What an earlier run left must not pass for this one's.
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
+            }
+            _ => fs::create_dir_all(dir.join("proxy"))
+                .with_context(|| format!("cannot create {}", dir.display()))?,
+        }
+        let (load, wire) = self.observe(cell, &dir)?;
+        let latencies = valid(&wire, &load)?;
+        let document = self.agent.as_ref().map(|_| document(&dir)).transpose()?;
+        Ok(Measured::judge(cell.protocol, load, &latencies, document, gate))
+    }
+
+    /// Runs the load with everything beside it.
+    fn observe(&self, cell: &Cell, dir: &Path) -> Result<(Tally, Wire)> {
+        let (listen, upstream) = (Bed::proxy_address(cell.family), Bed::server_address(cell.family));
+        let protocol = cell.protocol.to_string();
+        let bed = Bed::new()?;
+        let mut backend = bed.server.command(&self.bed);
+        backend.args(["backend", "--listen", &upstream.to_string(), "--protocol", &protocol]);
+        let mut backend = Child::start("backend", &backend, dir)?;
+        backend.wait_for_port(upstream, START_LONGEST)?;
+        let proxy = Proxy::start(&Spec {
+            kind: cell.proxy,
+            workers: cell.workers,
+            protocol: cell.protocol,
+            netns: &bed.proxy,
+            listen,
+            upstream,
+            dir: &dir.join("proxy"),
+        })?;
+        let capture = Capture::start(Vantage::of(&bed), wire::needs_whole_packets(cell.protocol), dir)?;
+
+        let mut load = bed.client.wrap(&self.bed);
+        load.extend(["load", "--target", &listen.to_string(), "--protocol", &protocol].map(OsString::from));
+        load.push(format!("--connections={}", cell.connections).into());
+        load.push(format!("--seconds={}", cell.duration.as_secs_f64()).into());
+        load.extend(cell.rate.map(|rate| OsString::from(format!("--rate={rate}"))));
+        let words = match &self.agent {
+            None => load,
+            Some(agent) => {
+                let mut words: Vec<OsString> = vec![agent.into(), "run".into(), "--proxy".into()];
+                words.push(proxy.pid().to_string().into());
+                words.extend(["--out".into(), dir.into(), "--".into()]);
+                words.extend(load);
+                words
+            }
+        };
+        let load = drive(&words, cell.duration + BEYOND_LOAD, dir)?;
+
+        let captured = capture.stop()?;
+        proxy.stop()?;
+        backend.stop()?;
+        drop(bed);
+        Ok((load, captured.read(Wire::new(cell.protocol))?))
+    }
+}
+
+/// Runs the load, by way of the agent or not, and finds its tally among what both say.
+fn drive(words: &[OsString], longest: Duration, dir: &Path) -> Result<Tally> {
+    let (program, arguments) = words.split_first().context("no program to run")?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let mut child = Child::start("measurement", &command, dir)?;
+    let status = child.wait_for(longest)?;
+    ensure!(status.success(), "the measurement failed ({status}){}", child.tail());
+    let said = child.log().map(fs::read_to_string).transpose()?.unwrap_or_default();
+    said.lines()
+        .find_map(|line| serde_json::from_str(line.trim()).ok())
+        .with_context(|| format!("the load generator said nothing{}", child.tail()))
+}
+
+/// The latencies of both directions, if the capture holds every message of the load whole.
+fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
+    let first_error = load.first_error.as_deref().unwrap_or("it sent nothing");
+    ensure!(load.requests > 0 && load.errors == 0, "the load had {} errors: {first_error}", load.errors);
+    ensure!(
+        wire.repeated == 0 && wire.nameless == 0,
+        "the wire is no truth: {} retransmissions, {} messages without an id",
+        wire.repeated,
+        wire.nameless
+    );
+    let latencies = Direction::ALL.map(|direction| wire.latencies(direction));
+    let expected = [load.requests, load.responses];
+    for ((direction, latencies), expected) in Direction::ALL.into_iter().zip(&latencies).zip(expected) {
+        ensure!(
+            latencies.count() == expected && latencies.one_sided == 0 && latencies.backwards == 0,
+            "the wire is no truth: {} {}s crossed, {} were seen on one side only, {} left before they arrived; \
+             the load had {expected}",
+            latencies.count(),
+            direction.as_str(),
+            latencies.one_sided,
+            latencies.backwards
+        );
+    }
+    Ok(latencies)
+}
+
+fn document(dir: &Path) -> Result<Document> {
+    let path = dir.join("overhead.json");
+    let text = fs::read(&path).with_context(|| format!("the agent left no {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not as expected", path.display()))
+}
+
+impl Outcome {
+    /// How much is wrong: numbers outside their bounds and failures; 1 where nothing was measured.
+    pub fn wrong(&self) -> usize {
+        let Ok(measured) = &self.measured else { return 1 };
+        let outside = measured.comparisons().filter(|(_, one)| !one.within).count();
+        measured.failures.len() + if measured.matching.is_some() { outside } else { 0 }
+    }
+
+    /// What is wrong beside numbers outside their bounds.
+    pub fn failures(&self) -> &[String] {
+        match &self.measured {
+            Ok(measured) => &measured.failures,
+            Err(error) => std::slice::from_ref(error),
+        }
+    }
+}
+
+impl Measured {
+    fn judge(
+        protocol: Protocol,
+        load: Tally,
+        latencies: &[Latencies; 2],
+        document: Option<Document>,
+        gate: Gate,
+    ) -> Self {
+        let wire = latencies.iter().map(Latencies::count).sum();
+        let mut failures = document.as_ref().map_or_else(Vec::new, |it| it.matching.failures(wire));
+        let mut direction = |place: usize| {
+            let wire = &latencies[place];
+            let Some(document) = &document else { return (verdict::wire_only(wire), wire.count()) };
+            let bounds = gate.bounds(protocol, &document.matching);
+            let (comparisons, wrong) = document.compare(Direction::ALL[place], wire, bounds);
+            failures.extend(wrong);
+            (comparisons, wire.count())
+        };
+        let directions = [direction(0), direction(1)];
+        Self { load, directions, wire, matching: document.map(|document| document.matching), failures }
+    }
+
+    /// Every number, with its direction.
+    pub fn comparisons(&self) -> impl Iterator<Item = (Direction, &Comparison)> {
+        Direction::ALL
+            .into_iter()
+            .zip(&self.directions)
+            .flat_map(|(direction, (comparisons, _))| comparisons.iter().map(move |one| (direction, one)))
+    }
+}
