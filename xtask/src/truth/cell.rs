@@ -7,14 +7,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bed::capture::Capture;
+use bed::capture::{Capture, Vantage};
 use bed::load::Tally;
 use bed::netns::Bed;
 use bed::process::Child;
 use bed::protocol::Protocol;
 use bed::proxy::{Proxy, Spec};
 use bed::tools;
-use bed::wire::{Direction, Latencies, Wire};
+use bed::wire::{self, Direction, Latencies, Wire};
 
 use super::matrix::Cell;
 use super::verdict::{self, Comparison, Document, Gate, Matching};
@@ -106,7 +106,7 @@ impl Programs {
             upstream,
             dir: &dir.join("proxy"),
         })?;
-        let capture = Capture::start(&bed, cell.protocol, dir)?;
+        let capture = Capture::start(Vantage::of(&bed), wire::needs_whole_packets(cell.protocol), dir)?;
 
         let mut load = bed.client.wrap(&self.bed);
         load.extend(["load", "--target", &listen.to_string(), "--protocol", &protocol].map(OsString::from));
@@ -129,7 +129,7 @@ impl Programs {
         proxy.stop()?;
         backend.stop()?;
         drop(bed);
-        Ok((load, captured.wire()?))
+        Ok((load, captured.read(Wire::new(cell.protocol))?))
     }
 }
 
