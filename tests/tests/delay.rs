@@ -18,11 +18,14 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// The budget of the `hop` against the wire, used here of a held path against the proxy's own log.
 const BUDGET_NS: f64 = 2_000.0;
 const BUDGET_SHARE: f64 = 0.01;
+/// In an emulated machine system calls take ten times as long, and the agent stamps inside them.
+const EMULATED_BUDGET_NS: f64 = 15_000.0;
 /// Largest error of a quantile of the agent's histogram, which has buckets; its mean is exact.
 const BUCKET_SHARE: f64 = 0.008;
 /// What the kernel may add on both ends while the proxy holds nothing: a wake-up on a busy machine. A fifth of the
 /// shortest delay, so a delay in the wrong segment does not pass for it.
 const KERNEL_MOST_NS: f64 = 200_000.0;
+const EMULATED_KERNEL_MOST_NS: f64 = 4_000_000.0;
 
 /// One run: how long each path is held, and how many requests make that certain in about two seconds.
 struct Case {
@@ -41,18 +44,26 @@ const CASES: [Case; 7] = [
     Case { request_us: 0, response_us: 50_000, requests: 40 },
 ];
 
+/// Delays that stand out against what an emulated kernel adds.
+const EMULATED_CASES: [Case; 3] = [
+    Case { request_us: 0, response_us: 0, requests: 500 },
+    Case { request_us: 20_000, response_us: 0, requests: 60 },
+    Case { request_us: 0, response_us: 20_000, requests: 60 },
+];
+
 #[test]
 fn a_known_delay_is_seen_where_it_is_over_ipv4() {
-    for case in &CASES {
-        check(case, Family::V4);
-    }
+    check_all(Family::V4);
 }
 
 #[test]
 fn a_known_delay_is_seen_where_it_is_over_ipv6() {
-    for case in &CASES {
-        check(case, Family::V6);
-    }
+    check_all(Family::V6);
+}
+
+fn check_all(family: Family) {
+    let cases: &[Case] = if tools::emulated() { &EMULATED_CASES } else { &CASES };
+    cases.iter().for_each(|case| check(case, family));
 }
 
 fn check(case: &Case, family: Family) {
@@ -90,9 +101,10 @@ fn check(case: &Case, family: Family) {
             what("hop"),
             proxy.mean
         );
+        let kernel_most_ns = if tools::emulated() { EMULATED_KERNEL_MOST_NS } else { KERNEL_MOST_NS };
         for (segment, kernel) in [("queue", queue), ("egress", egress)] {
             assert!(
-                kernel.p50 < KERNEL_MOST_NS,
+                kernel.p50 < kernel_most_ns,
                 "{} is {} us at p50, but nothing is held there",
                 what(segment),
                 kernel.p50 / 1e3
@@ -197,9 +209,11 @@ impl Summary {
     }
 
     fn assert_within_budget(&self, truth: &Self, what: &str) {
+        // Emulated, a budget that the log's own spread is added to.
+        let least_ns = if tools::emulated() { EMULATED_BUDGET_NS + truth.p90 - truth.p50 } else { BUDGET_NS };
         for ((stat, seen, _), (_, truth, _)) in self.stats().into_iter().zip(truth.stats()) {
             assert!(
-                (seen - truth).abs() <= BUDGET_NS.max(truth * BUDGET_SHARE),
+                (seen - truth).abs() <= least_ns.max(truth * BUDGET_SHARE),
                 "{what} {stat}: the agent says {:.1} us, the truth is {:.1} us",
                 seen / 1e3,
                 truth / 1e3

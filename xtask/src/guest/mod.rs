@@ -35,7 +35,7 @@ const MACHINE: [&str; 14] = [
 /// What the kernel is told: to end at a panic, which ends the machine.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 /// A machine that is not done by then has failed, s.
-const LONGEST_SECONDS: &str = "600";
+const LONGEST_SECONDS: &str = "420";
 
 /// The test executables that run inside.
 const TESTS: [&str; 3] = ["kernel", "receive", "delay"];
