@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 
 /// The files of one run.
@@ -39,7 +40,7 @@ impl Certificates {
     /// When a file cannot be written.
     pub fn make(dir: &Path) -> Result<Self> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(Vec::new())?;
+        let mut params = params("authority of the bed", Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let authority = write(dir, "authority.pem", &params.self_signed(&key)?.pem())?;
@@ -60,7 +61,7 @@ impl Identity {
         issuer: &Issuer<'_, KeyPair>,
     ) -> Result<Self> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        let mut params = params(name, vec![name.to_owned()])?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![purpose];
         let (certificate, key) = (params.signed_by(&key, issuer)?.pem(), key.serialize_pem());
@@ -71,6 +72,14 @@ impl Identity {
             key: write(dir, &format!("{name}.key.pem"), &key)?,
         })
     }
+}
+
+/// For a subject of its own: OpenSSL takes a certificate with its issuer's name for one that vouches for itself.
+fn params(subject: &str, names: Vec<String>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, subject);
+    Ok(params)
 }
 
 fn write(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
