@@ -119,7 +119,8 @@ fn address(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 
-fn typed(name: &str) -> String {
+/// The name of an extension's configuration.
+pub(super) fn typed(name: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.{name}")
 }
 
