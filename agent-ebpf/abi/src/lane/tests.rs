@@ -5,6 +5,7 @@ extern crate std;
 
 mod churn;
 mod kernel;
+mod recent;
 mod world;
 
 use super::*;

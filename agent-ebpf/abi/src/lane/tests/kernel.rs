@@ -80,7 +80,7 @@ impl Kernel {
     fn follow(&mut self, role: u32) -> Id {
         let owner = if self.shared { SHARED } else { 1 };
         let id = self.sockets.len() as u32 + 1;
-        self.sockets.push(Socket { role, id, owner, ..Socket::default() });
+        self.sockets.push(Socket { role, owner, id, ..Socket::default() });
         self.sockets.len() - 1
     }
 

@@ -39,8 +39,10 @@ pub(super) enum Pool {
 pub(super) struct Churn {
     /// The proxy answers itself.
     pub local: usize,
-    /// The client leaves while its request is at the server; another comes in its place.
+    /// The client leaves while its request is at the server, whose connection is closed too; another comes.
     pub abort: usize,
+    /// The client leaves while its request is at the server; the response is read and dropped.
+    pub dropped: usize,
     /// The server's connection is closed when its response is read, before that is written.
     pub close: usize,
     /// The proxy sends a request of its own, whose response goes nowhere.
@@ -285,7 +287,10 @@ impl World {
         };
         let (tid, random) = (thread as u32 + 1, self.random.next() as u32);
         let written = self.kernel.write(socket, tid, random, self.now_ns);
-        if !matches!(work, Work::Probe(_)) && written != Written::Nothing && self.chance(self.plan.churn.parts) {
+        if !matches!(work, Work::Probe(_))
+            && written != Written::Nothing
+            && self.chance(self.plan.churn.parts)
+        {
             self.now_ns += 300;
             assert_eq!(self.kernel.write(socket, tid, random, self.now_ns), Written::Continued);
         }
@@ -293,8 +298,13 @@ impl World {
             Work::Forward(client, cause) => {
                 self.compare(cause, written);
                 let asker = self.clients[client];
-                self.later(40_000, Event::Response(socket, client, asker));
-                if self.chance(self.plan.churn.abort) {
+                let abort = self.chance(self.plan.churn.abort);
+                if abort {
+                    self.kernel.close(socket);
+                } else {
+                    self.later(40_000, Event::Response(socket, client, asker));
+                }
+                if abort || self.chance(self.plan.churn.dropped) {
                     self.kernel.close(asker);
                     self.clients[client] = self.kernel.accept();
                     self.think(client);
