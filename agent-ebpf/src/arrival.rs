@@ -5,11 +5,11 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{MULTIPLEXED, NOTED, Socket};
+use smp_agent_abi::layout::{NOTED, Socket};
 
 use crate::maps::socket_state;
 use crate::offsets::{SKB_CB, TCP_RCV_NXT, field, probe_field};
-use crate::socket::tcp;
+use crate::socket::{is_multiplexed, tcp};
 
 /// `tcp_probe(sk, skb)`: a segment reaches an established connection, in softirq or, from the backlog, in a
 /// system call. Bytes that come with the end of the handshake do not pass here: see `established_ns`.
@@ -19,7 +19,7 @@ pub fn arrival(ctx: BtfTracePointContext) -> i32 {
         && let Some(end_seq) = brings_next_bytes(ctx.arg(0), ctx.arg(1))
     {
         let now_ns = stamp(socket);
-        if socket.multiplexed >= MULTIPLEXED {
+        if is_multiplexed(socket) {
             note(socket, now_ns, end_seq);
         }
     }

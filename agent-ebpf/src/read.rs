@@ -12,7 +12,7 @@ use smp_agent_abi::layout::{
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
-use crate::socket::{Used, in_use, tcp};
+use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, lane};
 
 /// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
@@ -74,7 +74,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
-    if used.socket.multiplexed >= MULTIPLEXED {
+    if is_multiplexed(used.socket) {
         return on_batch(tcp, used, arrival_ns, now_ns);
     }
     // Only the first read after a write starts a message: the rest are its continuation.
@@ -93,8 +93,10 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
         return None;
     };
     let starved = current.lane.latest[used.inbound() as usize].note(u64::from(used.socket.id), 0, now_ns);
-    let evidence = used.socket.multiplexed.saturating_sub(1);
-    used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
+    if !current.shared && used.socket.multiplexed < MULTIPLEXED {
+        let evidence = used.socket.multiplexed.saturating_sub(1);
+        used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
+    }
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;

@@ -8,8 +8,8 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED,
-    SHARED, Socket, TURN_OWN, TURN_READING, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, Socket,
+    TURN_OWN, TURN_READING, TURN_WRITING,
 };
 use smp_agent_abi::pending::{BATCH, Claim};
 use smp_agent_abi::word::Word as _;
@@ -18,7 +18,7 @@ use crate::departure;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_STATE, TCP_WRITE_SEQ, field};
-use crate::socket::{Used, in_use, tcp};
+use crate::socket::{Used, in_use, is_multiplexed, tcp};
 
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
@@ -68,7 +68,7 @@ fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
 #[inline(always)]
 fn on_write(sk: *const c_void) -> Option<()> {
     let mut used = in_use(sk)?;
-    if used.socket.multiplexed >= MULTIPLEXED {
+    if is_multiplexed(used.socket) {
         return on_multiplexed(sk, used);
     }
     // Only the first write after a read starts a message: the rest are its continuation.

@@ -17,6 +17,7 @@
 
 pub mod backend;
 pub mod capture;
+pub mod certificates;
 pub mod delay;
 pub mod grpc;
 pub mod http;

@@ -61,7 +61,9 @@ fn a_known_delay_is_seen_where_it_is_over_ipv6() {
 
 fn check_all(family: Family) {
     let cases: &[Case] = if tools::emulated() { &EMULATED_CASES } else { &CASES };
-    cases.iter().for_each(|case| check(case, family));
+    for case in cases {
+        check(case, family);
+    }
 }
 
 fn check(case: &Case, family: Family) {

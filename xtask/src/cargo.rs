@@ -70,7 +70,7 @@ pub fn agent() -> Result<PathBuf> {
 #[derive(Debug, Default)]
 pub struct Tests {
     /// Name and executable of each, in the order asked for.
-    pub tests: Vec<(String, PathBuf)>,
+    pub executables: Vec<(String, PathBuf)>,
     /// The bed's own programs.
     pub programs: Vec<PathBuf>,
     /// Where the tests put their files.
@@ -100,10 +100,10 @@ pub fn tests(names: &[&str]) -> Result<Tests> {
         let found = built.iter().find(|(kind, found, _)| kind == "test" && found == name);
         found.map(|(_, name, path)| (name.clone(), path.clone())).context("cargo built no such test")
     };
-    let tests = names.iter().map(find).collect::<Result<_>>()?;
+    let executables = names.iter().map(find).collect::<Result<_>>()?;
     let programs = built.iter().filter(|(kind, ..)| kind == "bin").map(|(.., path)| path.clone()).collect();
     // Cargo's `CARGO_TARGET_TMPDIR`.
-    Ok(Tests { tests, programs, scratch: tools::target().join("tmp") })
+    Ok(Tests { executables, programs, scratch: tools::target().join("tmp") })
 }
 
 /// Kind, name and path of the executable that a message of cargo's tells of.

@@ -377,6 +377,9 @@ impl<W: Word> Lane<W> {
         }
         let mut claim = Claim { tag: set.blur(taken), ..Claim::default() };
         if claim.tag == 0 {
+            // What stood at the front for long has many ended ones behind it.
+            set.clear_front();
+            set.clear_front();
             claim = set.take_oldest(now_ns);
             claim.tag = set.blur(claim.tag);
             claim.expired = set.blur(claim.expired);

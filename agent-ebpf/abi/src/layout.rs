@@ -148,8 +148,9 @@ pub const CLASS_DRAINED: u32 = 3;
 /// Arrivals of segments that a multiplexed socket remembers until they are read.
 pub const NOTED: usize = 8;
 
-/// From here up a socket is taken to carry several messages at once.
-pub const MULTIPLEXED: u32 = 64;
+/// From here up a socket is taken to carry several messages at once, unless threads share its lane: there a write may
+/// find nothing for other reasons. So late that threads which hand over work are known by then.
+pub const MULTIPLEXED: u32 = 1024;
 
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;

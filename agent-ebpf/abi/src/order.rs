@@ -16,6 +16,9 @@ const ORDER_PRIOR: u64 = 16;
 /// waited for a connection, Envoy's one in a few.
 const ALL_RETURN: (u64, u64) = (7, 8);
 
+/// A habit goes before the order if it leads back more often in this proportion.
+const CLEARLY: (u64, u64) = (17, 16);
+
 /// Sizes of turns told apart: 1, 2 to 3, 4 to 7, ... 128 and more.
 pub(crate) const ORDER_SIZES: usize = 8;
 
@@ -79,18 +82,19 @@ impl<W: Word> Order<W> {
         self.chance.store((self.chance.load() >> halve) + chance);
     }
 
-    /// The habit that leads back most often, the order where another one is no better. Half of the responses are enough
-    /// for the others: what is taken wrongly while they are learned tells against them, and a habit that is not the
-    /// proxy's own pairs what is in a turn no worse than chance does. The order would pair it too evenly.
+    /// The habit that leads back most often, the order where no other is clearly better. Half of the responses are enough
+    /// for the usual connection: what is taken wrongly while it is learned tells against it.
     #[inline(always)]
     pub(crate) fn habit(&self) -> Habit {
         let (returned, order) = (self.returned.load() + ORDER_PRIOR, self.reads_right.load() + ORDER_PRIOR);
         let (pool, usual) = (self.by_pool.load(), self.as_usual.load());
-        if usual > order && usual >= pool && usual * 2 > returned {
+        let all_return = |right: u64| right * ALL_RETURN.1 >= returned * ALL_RETURN.0;
+        let better = |right: u64| right * CLEARLY.1 > order * CLEARLY.0;
+        if better(usual) && usual >= pool && usual * 2 > returned {
             Habit::Usual
-        } else if pool > order && pool * 2 > returned {
+        } else if better(pool) && all_return(pool) {
             Habit::Pool
-        } else if order * ALL_RETURN.1 >= returned * ALL_RETURN.0 {
+        } else if all_return(order) {
             Habit::Order
         } else {
             Habit::Chance

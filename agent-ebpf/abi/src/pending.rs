@@ -9,7 +9,7 @@ use crate::word::Word;
 pub const ENTRIES: usize = 1024;
 
 /// How many ended entries at the front are cleared away before a claim.
-const CLEAR_STEPS: usize = 64;
+const CLEAR_STEPS: usize = 32;
 
 /// How many entries at the front one claim may pass over after that.
 const TAKE_STEPS: usize = 8;

@@ -84,9 +84,12 @@ pub struct Wire {
     reading: Reading,
     requests: HashMap<u64, Crossing>,
     responses: HashMap<u64, Crossing>,
-    /// Packets with bytes that were seen before on the same side: retransmissions. Where each message starts a
-    /// packet, of those packets only.
+    /// Messages that started a second time on the same side: retransmissions where packets are looked at one by one,
+    /// an id used twice elsewhere.
     pub repeated: u64,
+    /// Packets with bytes that were seen before on the same side, where bytes are put in order: harmless, since
+    /// each byte has the time of its first packet.
+    pub retransmitted: u64,
     /// Messages in which no id was found.
     pub nameless: u64,
 }
@@ -144,7 +147,14 @@ impl Wire {
     }
 
     fn read(reading: Reading) -> Self {
-        Self { reading, requests: HashMap::new(), responses: HashMap::new(), repeated: 0, nameless: 0 }
+        Self {
+            reading,
+            requests: HashMap::new(),
+            responses: HashMap::new(),
+            repeated: 0,
+            retransmitted: 0,
+            nameless: 0,
+        }
     }
 
     /// Takes one packet, in the order of the capture.
@@ -174,7 +184,7 @@ impl Wire {
                 let repeats = stream.take(packet, &mut sightings).with_context(|| {
                     format!("the {}s of {} cannot be read", packet.direction.as_str(), packet.opener)
                 })?;
-                self.repeated += u64::from(repeats);
+                self.retransmitted += u64::from(repeats);
                 for sighting in sightings {
                     self.see(packet, sighting);
                 }

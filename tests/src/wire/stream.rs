@@ -30,7 +30,7 @@ pub(super) enum Messages {
     Http1(http1::Messages),
     Http2(http2::Messages),
     Tcp(tcp::Messages),
-    Tls(tls::Messages),
+    Tls(Box<tls::Messages>),
 }
 
 /// One direction of a connection.
@@ -70,7 +70,7 @@ impl Carried {
             Self::Http2 => Messages::Http2(http2::Messages::new(direction)),
             Self::Tcp => Messages::Tcp(tcp::Messages::default()),
             Self::Tls(keys, inner) => {
-                Messages::Tls(tls::Messages::new(Rc::clone(keys), inner.messages(direction)))
+                Messages::Tls(Box::new(tls::Messages::new(Rc::clone(keys), inner.messages(direction))))
             }
         }
     }

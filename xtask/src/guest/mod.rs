@@ -98,7 +98,9 @@ fn test(kernel: &Kernel, agent: &Path, built: &cargo::Tests) -> Result<Tally> {
 fn gather(modules: &[PathBuf], agent: &Path, built: &cargo::Tests, scratch: &Path) -> Result<Initramfs> {
     let mut guest = Initramfs::default();
     guest.file(Path::new(INIT), include_str!("init.sh"));
-    ["/dev", "/proc", "/sys", "/run", "/tmp"].iter().for_each(|folder| guest.folder(Path::new(folder)));
+    for folder in ["/dev", "/proc", "/sys", "/run", "/tmp"] {
+        guest.folder(Path::new(folder));
+    }
     guest.copy(Path::new(BUSYBOX), Path::new(BUSYBOX))?;
     for module in modules {
         let name = module.file_name().context("a module has no name")?;
@@ -106,7 +108,9 @@ fn gather(modules: &[PathBuf], agent: &Path, built: &cargo::Tests, scratch: &Pat
     }
     let programs = PROGRAMS.map(Path::new);
     let own = built.programs.iter().map(PathBuf::as_path).chain([agent]);
-    for program in programs.into_iter().chain(own).chain(built.tests.iter().map(|(_, path)| path.as_path())) {
+    for program in
+        programs.into_iter().chain(own).chain(built.executables.iter().map(|(_, path)| path.as_path()))
+    {
         guest.program(program, scratch)?;
     }
     guest.folder(&built.scratch);
@@ -120,7 +124,7 @@ fn gather(modules: &[PathBuf], agent: &Path, built: &cargo::Tests, scratch: &Pat
     );
     guest.file(Path::new("/environment"), environment);
     let line = |(name, path): &(String, PathBuf)| format!("{name} {} {}\n", folder.display(), path.display());
-    guest.file(Path::new("/tests"), built.tests.iter().map(line).collect::<String>());
+    guest.file(Path::new("/tests"), built.executables.iter().map(line).collect::<String>());
     Ok(guest)
 }
 
