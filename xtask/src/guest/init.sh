@@ -23,6 +23,7 @@ for module in /modules/*; do
 done
 say "kernel $(uname -r)"
 . /environment
+"$SMP_AGENT" doctor
 while read -r name folder executable; do
     say "begin $name"
     (cd "$folder" && exec "$executable" --test-threads 1 --color never) </dev/null
