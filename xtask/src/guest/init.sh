@@ -11,6 +11,7 @@ say() {
 
 $busybox mount -t proc none /proc
 $busybox mount -t sysfs none /sys
+$busybox mount -t securityfs none /sys/kernel/security
 $busybox mount -t tmpfs none /run
 $busybox --install -s /bin
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
