@@ -188,12 +188,14 @@ fn add_crossing(
     }
 }
 
-#[inline(always)]
-fn add_value(series: u32, value_ns: u64) {
-    let Some(series) = SERIES.get_ptr_mut(series) else { return };
+/// A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn add_value(series: u32, value_ns: u64) -> u32 {
+    let Some(series) = SERIES.get_ptr_mut(series) else { return 0 };
     let index = bucket::index(value_ns);
     if index >= BUCKETS {
-        return;
+        return 0;
     }
     // SAFETY: fields of a map value, the index within the array.
     let (count, sum_ns, max_ns, min_inverted_ns, clamped) = unsafe {
@@ -212,4 +214,5 @@ fn add_value(series: u32, value_ns: u64) {
     if value_ns > HIGHEST_NS {
         Atomic::at(clamped).add(1);
     }
+    0
 }

@@ -33,4 +33,5 @@ pub mod python;
 pub mod tcp;
 pub mod tools;
 pub mod toy;
+pub mod verifier;
 pub mod wire;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bed::netns::{Bed, Family};
-use bed::process::Child;
+use bed::process::{self, Child};
 use bed::tools;
+use bed::verifier::{self, BUDGET};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -19,29 +20,33 @@ const CONNECTIONS: u64 = 16;
 
 #[test]
 fn hops_can_be_measured_with_one_program_for_each_stamp() {
-    let table = doctor(&[]);
-    print!("{table}");
+    let table =
+        process::output(Command::new(tools::agent().expect("the agent")).arg("doctor")).expect("a table");
     assert!(table.contains("hops can be measured"), "{table}");
-    let programs: Value = serde_json::from_str(&doctor(&["--format", "json"])).expect("JSON");
+    let programs = programs();
     for stamp in ["arrival", "read", "write", "departure", "state"] {
-        let attached = programs.as_array().expect("programs").iter().filter(|program| {
-            let name = program["program"].as_str().expect("a name");
-            name.split('_').next() == Some(stamp) && name != "write_pages" && program["verdict"] == "attached"
+        let attached = programs.iter().filter(|program| {
+            let of_stamp = program.name.split('_').next() == Some(stamp) && program.name != "write_pages";
+            of_stamp && program.verdict == "attached"
         });
-        assert_eq!(attached.count(), 1, "{stamp}: {programs}");
+        assert_eq!(attached.count(), 1, "{stamp}: {table}");
     }
 }
 
 #[test]
 fn a_program_that_cannot_be_had_says_why() {
-    let programs: Value = serde_json::from_str(&doctor(&["--format", "json"])).expect("JSON");
-    for program in programs.as_array().expect("programs") {
-        let (verdict, why) = (&program["verdict"], program["why"].as_str().expect("a reason"));
-        assert_ne!(verdict, "failed", "{program}");
-        if verdict == "unsupported" {
-            assert!(why.starts_with("this kernel "), "{program}");
+    for program in programs() {
+        assert_ne!(program.verdict, "failed", "{program:?}");
+        if program.verdict == "unsupported" {
+            assert!(program.why.starts_with("this kernel "), "{program:?}");
         }
     }
+}
+
+#[test]
+fn every_program_is_within_its_budget() {
+    let failures = verifier::failures(&programs(), BUDGET).expect("a budget");
+    assert!(failures.is_empty(), "{}", failures.join("; "));
 }
 
 #[test]
@@ -83,12 +88,8 @@ fn nothing_stays_attached() {
     }
 }
 
-fn doctor(arguments: &[&str]) -> String {
-    let mut command = Command::new(tools::agent().expect("the agent"));
-    let output = command.arg("doctor").args(arguments).output().expect("the agent starts");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
-    said
+fn programs() -> Vec<verifier::Program> {
+    verifier::programs(&tools::agent().expect("the agent")).expect("programs")
 }
 
 /// The agent's document about a proxy that several connections keep busy.

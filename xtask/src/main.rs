@@ -8,6 +8,7 @@ mod setup;
 mod step;
 mod test;
 mod truth;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Verb {
     Demo(demo::Options),
     /// Compare the agent with packets captured on both sides of real proxies under load
     Truth(truth::Options),
+    /// Set up, build, and load every program; how many instructions each takes to verify, against the budget
+    Verify,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Truth(options) => truth::run(&options),
+        Verb::Verify => verify::run(),
     };
     match done {
         Ok(code) => code,

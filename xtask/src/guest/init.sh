@@ -11,6 +11,7 @@ say() {
 
 $busybox mount -t proc none /proc
 $busybox mount -t sysfs none /sys
+$busybox mount -t securityfs none /sys/kernel/security
 $busybox mount -t tmpfs none /run
 $busybox --install -s /bin
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -23,6 +24,7 @@ for module in /modules/*; do
 done
 say "kernel $(uname -r)"
 . /environment
+"$SMP_AGENT" doctor
 while read -r name folder executable; do
     say "begin $name"
     (cd "$folder" && exec "$executable" --test-threads 1 --color never) </dev/null
