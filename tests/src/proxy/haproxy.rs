@@ -13,19 +13,19 @@ use crate::tools;
 pub(super) const STREAMS: u32 = 100;
 
 /// What differs between configurations.
-pub(super) struct Config<'a> {
+pub(crate) struct Config<'a> {
     /// `http` or `tcp`.
-    pub(super) mode: &'a str,
+    pub(crate) mode: &'a str,
     /// Words of `bind` after the address.
-    pub(super) bind: &'a str,
+    pub(crate) bind: &'a str,
     /// Words of `server` after the address.
-    pub(super) server: &'a str,
+    pub(crate) server: &'a str,
     /// The largest number of HTTP/2 streams at a time on a connection.
-    pub(super) streams: u32,
+    pub(crate) streams: u32,
     /// More lines of `global`.
-    pub(super) global: &'a str,
+    pub(crate) global: &'a str,
     /// More lines of `frontend`.
-    pub(super) frontend: &'a str,
+    pub(crate) frontend: &'a str,
 }
 
 /// The command for a `HAProxy` between client and server, without TLS.
@@ -43,7 +43,7 @@ pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
 }
 
 /// The command for `HAProxy`; where and how many is taken from `spec`.
-pub(super) fn command(spec: &Spec<'_>, config: &Config<'_>) -> Result<Command> {
+pub(crate) fn command(spec: &Spec<'_>, config: &Config<'_>) -> Result<Command> {
     let Spec { workers, netns, listen, upstream, dir, .. } = spec;
     let Config { mode, bind, server, streams, global, frontend } = config;
     let reuse = if *mode == "http" { "option http-keep-alive\n    http-reuse always" } else { "" };

@@ -3,8 +3,8 @@
 //! Beside the three that meshes run there are six more ways to make a proxy: Go's standard library, hyper, and the
 //! bed's own of [`crate::toy`]. Which protocol each speaks: [`ProxyKind::speaks`].
 
-mod envoy;
-mod haproxy;
+pub(crate) mod envoy;
+pub(crate) mod haproxy;
 pub(crate) mod nginx;
 mod own;
 mod pair;
@@ -138,7 +138,7 @@ impl FromStr for ProxyKind {
 
 /// What a proxy understands of what it forwards, the same on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layer {
+pub(crate) enum Layer {
     Tcp,
     Http1,
     Http2,

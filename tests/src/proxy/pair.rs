@@ -86,6 +86,11 @@ impl Pair {
         Ok(Self { client, server, key_log })
     }
 
+    /// The file in which the server's proxy logs the secrets of its connections.
+    pub fn key_log(&self) -> &Path {
+        &self.key_log
+    }
+
     /// Stops both and returns the secrets of the connections between them.
     ///
     /// # Errors
