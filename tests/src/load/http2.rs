@@ -51,12 +51,14 @@ impl Client {
     async fn keep_busy(
         &self,
         shared: &Shared,
-        sender: SendRequest<Bytes>,
+        mut sender: SendRequest<Bytes>,
         turns: &Mutex<&mut Turns>,
     ) -> Result<()> {
-        let mut sender = sender;
         loop {
-            let turn = async { shared.turn(&mut *turns.lock().await).await };
+            let turn = async {
+                let mut turns = turns.lock().await;
+                shared.turn(&mut turns).await
+            };
             let Some(id) = turn.await else { return Ok(()) };
             // By value and back: it waits for a place among the streams that the proxy permits.
             sender = in_time(async { Ok(sender.ready().await?) }).await?;

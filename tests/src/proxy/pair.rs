@@ -178,8 +178,7 @@ fn haproxy_commands(
             inside(between)
         )
     };
-    let mut server_words = words(&certificates.client);
-    server_words.push_str(&format!(" verifyhost {}", certificates.server.name));
+    let server_words = format!("{} verifyhost {}", words(&certificates.client), certificates.server.name);
     let secrets: Vec<_> = [
         ("CLIENT_HANDSHAKE_TRAFFIC_SECRET", "ssl_fc_client_handshake_traffic_secret"),
         ("SERVER_HANDSHAKE_TRAFFIC_SECRET", "ssl_fc_server_handshake_traffic_secret"),
