@@ -5,20 +5,23 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::Socket;
+use smp_agent_abi::layout::{NOTED, Socket};
 
 use crate::maps::socket_state;
 use crate::offsets::{SKB_CB, TCP_RCV_NXT, field, probe_field};
-use crate::socket::tcp;
+use crate::socket::{is_multiplexed, tcp};
 
 /// `tcp_probe(sk, skb)`: a segment reaches an established connection, in softirq or, from the backlog, in a
 /// system call. Bytes that come with the end of the handshake do not pass here: see `established_ns`.
 #[btf_tracepoint(function = "tcp_probe")]
 pub fn arrival(ctx: BtfTracePointContext) -> i32 {
     if let Some(socket) = socket_state(ctx.arg(0))
-        && brings_next_bytes(ctx.arg(0), ctx.arg(1)) == Some(true)
+        && let Some(end_seq) = brings_next_bytes(ctx.arg(0), ctx.arg(1))
     {
-        stamp(socket);
+        let now_ns = stamp(socket);
+        if is_multiplexed(socket) {
+            note(socket, now_ns, end_seq);
+        }
     }
     0
 }
@@ -32,23 +35,35 @@ pub fn arrival_ready(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// True for a segment with bytes that can be read at once: not for acknowledgements, repeats and what comes out of
-/// order.
+/// The sequence number behind a segment with bytes that can be read at once; `None` for acknowledgements, repeats and
+/// what comes out of order.
 #[inline(always)]
-fn brings_next_bytes(sk: *const c_void, skb: *const c_void) -> Option<bool> {
+fn brings_next_bytes(sk: *const c_void, skb: *const c_void) -> Option<u32> {
     // `tcp_skb_cb` begins with `seq` and `end_seq` (include/net/tcp.h).
     // SAFETY: the helper checks the address; `tcp` is what the verifier knows as a `tcp_sock`.
     let ([seq, end_seq], next) =
         unsafe { (probe_field::<[u32; 2]>(skb, &SKB_CB), field::<u32>(tcp(sk)?, &TCP_RCV_NXT)) };
-    Some(next.wrapping_sub(seq) as i32 >= 0 && end_seq.wrapping_sub(next) as i32 > 0)
+    (next.wrapping_sub(seq) as i32 >= 0 && end_seq.wrapping_sub(next) as i32 > 0).then_some(end_seq)
+}
+
+/// Remembers when this segment arrived, unless too many wait to be read.
+#[inline(always)]
+fn note(socket: &mut Socket, now_ns: u64, end_seq: u32) {
+    let noted = socket.noted;
+    if noted.wrapping_sub(socket.noted_taken) < NOTED as u32 {
+        socket.noted_ns[noted as usize % NOTED] = now_ns;
+        socket.noted_end[noted as usize % NOTED] = end_seq;
+        socket.noted = noted.wrapping_add(1);
+    }
 }
 
 #[inline(always)]
-fn stamp(socket: &mut Socket) {
+fn stamp(socket: &mut Socket) -> u64 {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     socket.ready_ns = now_ns;
     if socket.arrival_ns == 0 {
         socket.arrival_ns = now_ns;
     }
+    now_ns
 }

@@ -9,16 +9,22 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::bucket::{self, BUCKETS, HIGHEST_NS};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, Segment, Socket, series,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, Segment, Socket,
+    series,
 };
-use smp_agent_abi::pending::Word as _;
+use smp_agent_abi::pending::{BATCH, DRAIN};
+use smp_agent_abi::word::Word as _;
 
+use crate::lane;
 use crate::maps::{Counters, LESS_ONE, SERIES, counter, socket_state};
 use crate::offsets::{
     SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER, WRITE_AFTER_DEPARTURE, field,
     probe_field,
 };
 use crate::word::Atomic;
+
+/// Writes may join before the first leaves.
+const MOST_DRAINED: u64 = DRAIN as u64;
 
 /// `net_dev_start_xmit(skb, dev)`: a packet goes to the device, after its queue.
 #[btf_tracepoint(function = "net_dev_start_xmit")]
@@ -65,8 +71,54 @@ fn on_departure(skb: *const c_void) -> Option<()> {
     }
     let counters = Counters::of(socket.proxy_slot)?;
     // SAFETY: no precondition.
-    record(socket, &counters, unsafe { bpf_ktime_get_ns() });
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if socket.departing_class == CLASS_DRAINED {
+        return record_drained(socket, &counters, now_ns);
+    }
+    record(socket, &counters, now_ns);
     Some(())
+}
+
+/// Completes the crossings that wait together on `socket`.
+#[inline(always)]
+fn record_drained(socket: &mut Socket, counters: &Counters, departure_ns: u64) -> Option<()> {
+    socket.departing_class = CLASS_NONE;
+    let lane = lane::at(socket.lane)?;
+    let direction = socket_direction(socket);
+    let set = &lane.pending[direction as usize];
+    let mark = u64::from(socket.id) | BATCH;
+    let mut left = u64::from(socket.drained_count);
+    for back in 0..MOST_DRAINED {
+        let position = socket.drained_start + back;
+        if position >= socket.drained_end {
+            break;
+        }
+        let Some((arrival_ns, read_ns)) = set.drained(position, mark) else { continue };
+        counters.add(counter!(departing), LESS_ONE);
+        left = set.blur(left.wrapping_sub(1));
+        if arrival_ns == 0 {
+            counters.lose(Loss::NoArrival);
+            continue;
+        }
+        counters.add(counter!(ambiguous), 1);
+        add_crossing(socket, direction, [arrival_ns, read_ns, socket.departing_write_ns, departure_ns]);
+    }
+    counters.add(counter!(departing), left.wrapping_neg());
+    counters.lose_many(Loss::NoDeparture, left);
+    Some(())
+}
+
+/// Gives up on what awaits its departure on `socket`: it will not be seen.
+#[inline(always)]
+pub fn give_up(socket: &mut Socket, counters: &Counters) {
+    let count = match socket.departing_class {
+        CLASS_NONE => return,
+        CLASS_DRAINED => u64::from(socket.drained_count),
+        _ => 1,
+    };
+    socket.departing_class = CLASS_NONE;
+    counters.add(counter!(departing), count.wrapping_neg());
+    counters.lose_many(Loss::NoDeparture, count);
 }
 
 /// True if the packet holds byte `seq` or a later one: it may begin with bytes of an earlier message.
@@ -109,7 +161,22 @@ pub fn record(socket: &mut Socket, counters: &Counters, departure_ns: u64) {
         CLASS_AMBIGUOUS => counters.add(counter!(ambiguous), 1),
         _ => {}
     }
-    let direction = if socket.role == ROLE_ACCEPTED { Direction::Response } else { Direction::Request };
+    add_crossing(socket, socket_direction(socket), [arrival_ns, read_ns, write_ns, departure_ns]);
+}
+
+/// The direction of what is written to a socket.
+#[inline(always)]
+fn socket_direction(socket: &Socket) -> Direction {
+    if socket.role == ROLE_ACCEPTED { Direction::Response } else { Direction::Request }
+}
+
+/// Counts the segments between the four stamps.
+#[inline(always)]
+fn add_crossing(
+    socket: &Socket,
+    direction: Direction,
+    [arrival_ns, read_ns, write_ns, departure_ns]: [u64; 4],
+) {
     let add = |segment, from_ns: u64, to_ns: u64| {
         add_value(series(socket.proxy_slot, direction, segment), to_ns.saturating_sub(from_ns));
     };
@@ -121,12 +188,14 @@ pub fn record(socket: &mut Socket, counters: &Counters, departure_ns: u64) {
     }
 }
 
-#[inline(always)]
-fn add_value(series: u32, value_ns: u64) {
-    let Some(series) = SERIES.get_ptr_mut(series) else { return };
+/// A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn add_value(series: u32, value_ns: u64) -> u32 {
+    let Some(series) = SERIES.get_ptr_mut(series) else { return 0 };
     let index = bucket::index(value_ns);
     if index >= BUCKETS {
-        return;
+        return 0;
     }
     // SAFETY: fields of a map value, the index within the array.
     let (count, sum_ns, max_ns, min_inverted_ns, clamped) = unsafe {
@@ -145,4 +214,5 @@ fn add_value(series: u32, value_ns: u64) {
     if value_ns > HIGHEST_NS {
         Atomic::at(clamped).add(1);
     }
+    0
 }

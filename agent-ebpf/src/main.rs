@@ -16,6 +16,8 @@ mod arrival;
 #[cfg(target_arch = "bpf")]
 mod departure;
 #[cfg(target_arch = "bpf")]
+mod lane;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod offsets;
@@ -27,8 +29,6 @@ mod read;
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod state;
-#[cfg(target_arch = "bpf")]
-mod thread;
 #[cfg(target_arch = "bpf")]
 mod word;
 #[cfg(target_arch = "bpf")]

@@ -7,13 +7,13 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
+use smp_agent_abi::lane::{self, Recent};
 use smp_agent_abi::layout::{LOSSES, Loss, Series, Socket, Tally};
-use smp_agent_abi::thread;
 
 use crate::word::Atomic;
 
-/// The pending sets of one thread, as they lie in `PENDING`.
-pub type Thread = thread::Thread<Atomic>;
+/// What one thread has read, as it lies in `LANES`.
+pub type Lane = lane::Lane<Atomic>;
 
 /// State of each proxy socket; it goes when the socket goes.
 #[btf_map]
@@ -29,7 +29,11 @@ pub static LISTENERS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static THREADS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[map]
-pub static PENDING: Array<Thread> = Array::with_max_entries(1, 0);
+pub static MOVES: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub static RECENT: HashMap<u32, Recent> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static LANES: Array<Lane> = Array::with_max_entries(1, 0);
 #[map]
 pub static FREE_PLACES: Stack<u32> = Stack::with_max_entries(1, 0);
 #[map]
@@ -41,20 +45,20 @@ const CREATE: u64 = 1;
 /// The state of a socket, if it has one.
 #[inline(always)]
 pub fn socket_state<'a>(sk: *const c_void) -> Option<&'a mut Socket> {
-    storage(sk, ptr::null_mut(), 0)
+    storage(sk, 0)
 }
 
-/// The state of a socket that gets `initial` if it has none. `None` if the kernel has no memory for it.
+/// The state of a socket that gets one of zeros if it has none. `None` if the kernel has no memory for it.
 #[inline(always)]
-pub fn socket_state_or<'a>(sk: *const c_void, initial: &mut Socket) -> Option<&'a mut Socket> {
-    storage(sk, ptr::from_mut(initial).cast(), CREATE)
+pub fn socket_state_or_new<'a>(sk: *const c_void) -> Option<&'a mut Socket> {
+    storage(sk, CREATE)
 }
 
 #[inline(always)]
-fn storage<'a>(sk: *const c_void, initial: *mut c_void, flags: u64) -> Option<&'a mut Socket> {
+fn storage<'a>(sk: *const c_void, flags: u64) -> Option<&'a mut Socket> {
     let map = ptr::addr_of!(SOCKETS).cast_mut().cast();
     // SAFETY: `sk` is a socket as the verifier knows it; it refuses the program otherwise.
-    let state = unsafe { bpf_sk_storage_get(map, sk.cast_mut().cast(), initial, flags) };
+    let state = unsafe { bpf_sk_storage_get(map, sk.cast_mut().cast(), ptr::null_mut(), flags) };
     // SAFETY: null, or a value of the map's type. Programs on other CPUs may change it at the same time; all
     // of its fields are words of which any value is valid.
     unsafe { state.cast::<Socket>().as_mut() }
@@ -73,17 +77,23 @@ impl Counters {
     /// Adds to one of them. An interrupt may count between load and store, so the add is atomic.
     #[inline(always)]
     pub fn add(&self, counter: fn(*mut Tally) -> *mut u64, amount: u64) {
-        use smp_agent_abi::pending::Word as _;
+        use smp_agent_abi::word::Word as _;
         Atomic::at(counter(self.0)).add(amount);
     }
 
     /// One message lost.
     #[inline(always)]
     pub fn lose(&self, loss: Loss) {
-        use smp_agent_abi::pending::Word as _;
+        self.lose_many(loss, 1);
+    }
+
+    /// So many messages lost.
+    #[inline(always)]
+    pub fn lose_many(&self, loss: Loss, count: u64) {
+        use smp_agent_abi::word::Word as _;
         const { assert!(LOSSES == 6) };
         // SAFETY: `loss` is below LOSSES.
-        Atomic::at(unsafe { (&raw mut (*self.0).lost).cast::<u64>().add(loss as usize) }).add(1);
+        Atomic::at(unsafe { (&raw mut (*self.0).lost).cast::<u64>().add(loss as usize) }).add(count);
     }
 }
 

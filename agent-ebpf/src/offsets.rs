@@ -21,6 +21,12 @@ offsets! {
     SOCK_NUM;
     /// `sock.__sk_common.skc_net.net`: pointer to the network namespace.
     SOCK_NET;
+    /// `sock.__sk_common.skc_state`: state of the connection, u8.
+    SOCK_STATE;
+    /// `sock.sk_lock.owned`: not 0 while a system call or a kernel thread has the socket, u32.
+    SOCK_OWNED;
+    /// `sock.sk_shutdown`: which ways are ended, u8.
+    SOCK_SHUTDOWN;
     /// `net.ns.inum`: inode number of the namespace, u32.
     NET_INUM;
     /// `tcp_sock.copied_seq`: first byte not read by user space, u32.

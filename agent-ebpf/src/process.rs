@@ -5,11 +5,11 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK, ProcessEvent};
+use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK, ProcessEvent, SHARED};
 
-use crate::maps::{Counters, EVENTS, FREE_PLACES, PROXIES, THREADS, counter};
+use crate::lane;
+use crate::maps::{Counters, EVENTS, FREE_PLACES, PROXIES, RECENT, THREADS, counter};
 use crate::offsets::{TASK_PID, TASK_TGID, field};
-use crate::thread;
 
 /// `sched_process_exec(task, old_pid, bprm)`: user space looks whether the new program is a proxy.
 #[btf_tracepoint(function = "sched_process_exec")]
@@ -52,16 +52,26 @@ fn on_exit() -> Option<()> {
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     // SAFETY: the value is copied at once.
     let slot = *unsafe { PROXIES.get(&tgid) }?;
+    // Absent unless its process shares a lane.
+    let _removed = RECENT.remove(&tid);
+    let counters = Counters::of(slot)?;
     if tid == tgid {
         tell(PROCESS_EXIT, tgid);
+        end_lane(tgid | SHARED, &counters);
     }
+    end_lane(tid, &counters);
+    Some(())
+}
+
+/// Ends what the owner of a lane had read, and frees its place.
+#[inline(always)]
+fn end_lane(owner: u32, counters: &Counters) -> Option<()> {
     // SAFETY: the value is copied at once.
-    let place = *unsafe { THREADS.get(&tid) }?;
-    let counters = Counters::of(slot)?;
-    let ended = thread::at(place)?.clear();
+    let place = *unsafe { THREADS.get(&owner) }?;
+    let ended = lane::at(place)?.clear();
     counters.add(counter!(pending), ended.wrapping_neg());
     counters.add(counter!(unmatched), ended);
-    if THREADS.remove(&tid).is_ok() {
+    if THREADS.remove(&owner).is_ok() {
         // There are as many places as the stack holds.
         let _pushed = FREE_PLACES.push(place, 0);
     }

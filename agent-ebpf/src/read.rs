@@ -1,64 +1,180 @@
-//! `read`: the proxy's receive call returns the bytes of a message.
+//! `read`: the proxy's receive call takes the bytes of a message.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Loss, ROLE_ACCEPTED, Socket, TURN_NONE, TURN_READING};
+use smp_agent_abi::layout::{
+    CLASS_NONE, Loss, MULTIPLEXED, NOTED, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    TURN_READING,
+};
 
 use crate::maps::{LESS_ONE, counter};
-use crate::offsets::{TCP_COPIED_SEQ, TCP_RCV_NXT, field};
-use crate::socket::{Used, in_use, tcp};
-use crate::thread;
+use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
+use crate::socket::{Used, in_use, is_multiplexed, tcp};
+use crate::{departure, lane};
 
-/// `sock_recv_length(sk, ret, flags)`: a receive call returns; `ret` is 0 when it only peeked.
-#[btf_tracepoint(function = "sock_recv_length")]
+/// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
+const RCV_SHUTDOWN: u8 = 1;
+
+/// `tcp_rcv_space_adjust(sk)`: bytes were copied out of a socket, by any kind of receive call (`splice` and io_uring
+/// too): after each packet, or of a splice once. Connections without data do not pass here, nor other protocols.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn read(ctx: BtfTracePointContext) -> i32 {
+    on_copied(ctx.arg(0));
+    0
+}
+
+/// `sock_recv_length(sk, ret, flags)`: a receive call returns; `ret` is 0 when it only peeked. The fallback: it does
+/// not see `splice`, and does see calls that found nothing.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn read_return(ctx: BtfTracePointContext) -> i32 {
     if ctx.arg::<i32>(1) > 0 {
-        on_read(ctx.arg(0));
+        on_return(ctx.arg(0));
     }
     0
 }
 
 #[inline(always)]
-fn on_read(sk: *const c_void) -> Option<()> {
+fn on_copied(sk: *const c_void) -> Option<()> {
+    // Kernel subsystems read in softirq, on top of whichever process is there; a system call holds the lock.
+    // SAFETY: `sk` is a program argument.
+    if unsafe { field::<u32>(sk, &SOCK_OWNED) } == 0 {
+        return None;
+    }
     let used = in_use(sk)?;
+    let tcp = tcp(sk)?;
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    let taken = copied_seq.wrapping_sub(used.socket.copied_seq);
+    used.socket.copied_seq = copied_seq;
+    // A peek takes nothing.
+    if taken == 0 || taken == 1 && is_end(sk, tcp, copied_seq) {
+        return None;
+    }
+    on_read(tcp, used)
+}
+
+/// True if the byte before `copied_seq` is the end of the stream, which `splice` takes as if it were a byte.
+#[inline(always)]
+fn is_end(sk: *const c_void, tcp: *const c_void, copied_seq: u32) -> bool {
+    // SAFETY: `sk` is a program argument, `tcp` what the verifier knows as a `tcp_sock`.
+    let (shutdown, received) = unsafe { (field::<u8>(sk, &SOCK_SHUTDOWN), field::<u32>(tcp, &TCP_RCV_NXT)) };
+    shutdown & RCV_SHUTDOWN != 0 && copied_seq == received
+}
+
+#[inline(always)]
+fn on_return(sk: *const c_void) -> Option<()> {
+    on_read(tcp(sk)?, in_use(sk)?)
+}
+
+#[inline(always)]
+fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let arrival_ns = take_arrival(tcp(sk)?, used.socket);
+    let arrival_ns = take_arrival(tcp, used.socket);
+    if is_multiplexed(used.socket) {
+        return on_batch(tcp, used, arrival_ns, now_ns);
+    }
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING {
-        return None;
+        return note_reader(&used);
     }
     used.socket.turn = TURN_READING;
     used.socket.first_departure_ns = 0;
     used.counters.add(counter!(seen), 1);
-    if used.socket.departing_class != CLASS_NONE {
-        // An answer to what was never seen to leave.
-        used.socket.departing_class = CLASS_NONE;
-        used.counters.add(counter!(departing), LESS_ONE);
-        used.counters.lose(Loss::NoDeparture);
-    }
-    let inbound = used.inbound();
+    // An answer to what was never seen to leave.
+    departure::give_up(used.socket, &used.counters);
     end_superseded(&used);
-    let Some(place) = thread::place(used.socket, used.tid) else {
+    let Some(current) = lane::current(used.socket, used.tgid, used.tid) else {
         used.socket.pending_tag = 0;
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
+    let starved = current.lane.latest[used.inbound() as usize].note(u64::from(used.socket.id), 0, now_ns);
+    if !current.shared && used.socket.multiplexed < MULTIPLEXED {
+        let evidence = used.socket.multiplexed.saturating_sub(1);
+        used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
+    }
+    let waits = used.socket.role == ROLE_ACCEPTED;
+    lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
-    let downstream = u64::from(if socket.role == ROLE_ACCEPTED { socket.id } else { socket.downstream });
-    match thread::at(place)?.push(inbound as usize, arrival_ns, now_ns, downstream) {
+    let tag = if socket.role == ROLE_ACCEPTED {
+        current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
+    } else {
+        current.lane.push_response(arrival_ns, now_ns, socket.upstream, u64::from(socket.downstream))
+    };
+    match tag {
         Some(tag) => {
             used.socket.pending_tag = tag;
-            used.socket.pending_thread = place;
+            used.socket.pending_lane = current.place;
             used.counters.add(counter!(pending), 1);
         }
         None => {
             used.socket.pending_tag = 0;
             used.counters.lose(Loss::PendingFull);
         }
+    }
+    note_reader(&used)
+}
+
+/// A read of a socket that carries several messages at once. Each of its segments is taken for a message; what is left
+/// of the last read was none, but a control record.
+#[inline(always)]
+fn on_batch(tcp: *const c_void, used: Used<'_>, arrival_ns: u64, now_ns: u64) -> Option<()> {
+    let current = lane::current(used.socket, used.tgid, used.tid)?;
+    let inbound = used.inbound() as usize;
+    let set = &current.lane.pending[inbound];
+    let socket = used.socket;
+    if socket.pending_tag != 0 {
+        // From before it was known.
+        if set.end(socket.pending_tag) {
+            used.counters.add(counter!(pending), LESS_ONE);
+            used.counters.add(counter!(unmatched), 1);
+        }
+        socket.pending_tag = 0;
+    }
+    for back in 0..NOTED as u64 {
+        if socket.batch_start + back < socket.batch_end {
+            set.forget(socket.batch_start + back);
+        }
+    }
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    let (mut first, mut last, mut latest_ns) = (u64::MAX, 0, arrival_ns);
+    for _ in 0..NOTED {
+        let taken = socket.noted_taken;
+        let place = taken as usize % NOTED;
+        if taken == socket.noted || (copied_seq.wrapping_sub(socket.noted_end[place]) as i32) < 0 {
+            break;
+        }
+        latest_ns = socket.noted_ns[place];
+        socket.noted_taken = taken.wrapping_add(1);
+        if let Some(position) = set.push_batch(latest_ns, now_ns) {
+            first = first.min(position);
+            last = position + 1;
+        }
+    }
+    if last == 0
+        && arrival_ns != 0
+        && let Some(position) = set.push_batch(arrival_ns, now_ns)
+    {
+        (first, last) = (position, position + 1);
+    }
+    socket.batch_start = first;
+    socket.batch_end = last;
+    socket.turn = TURN_READING;
+    current.lane.latest[inbound].note(u64::from(socket.id), latest_ns, now_ns);
+    Some(())
+}
+
+/// Where threads share a lane, the last to read of a message is the likeliest to write it.
+#[inline(always)]
+fn note_reader(used: &Used<'_>) -> Option<()> {
+    if used.socket.owner & SHARED != 0 && used.socket.pending_tag != 0 {
+        let lane = lane::at(used.socket.pending_lane)?;
+        lane.note_reader(used.inbound() as usize, used.socket.pending_tag, used.tid, lane::recent(used.tid)?);
     }
     Some(())
 }
@@ -70,8 +186,14 @@ fn end_superseded(used: &Used<'_>) {
     if used.socket.pending_tag == 0 {
         return;
     }
-    let Some(thread) = thread::at(used.socket.pending_thread) else { return };
-    if thread.pending[used.inbound() as usize].end(used.socket.pending_tag) {
+    let Some(lane) = lane::at(used.socket.pending_lane) else { return };
+    let set = &lane.pending[used.inbound() as usize];
+    if used.socket.owner & SHARED != 0 && !lane.has_surplus() {
+        // Another message was taken in its place, whose own write is still to come.
+        set.orphan(used.socket.pending_tag);
+        return;
+    }
+    if set.end(used.socket.pending_tag) {
         used.counters.add(counter!(pending), LESS_ONE);
         used.counters.add(counter!(unmatched), 1);
     }

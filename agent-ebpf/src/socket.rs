@@ -4,16 +4,19 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_skc_to_tcp_sock};
-use smp_agent_abi::layout::{Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, ROLE_UNKNOWN, Socket, TURN_NONE};
+use smp_agent_abi::layout::{
+    Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, ROLE_UNKNOWN, SHARED, Socket,
+};
 use smp_agent_abi::names::listener_key;
 
-use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or};
+use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or_new};
 use crate::offsets::{NET_INUM, SOCK_NET, SOCK_NUM, probe_field};
 
 /// A socket in the hands of its proxy's thread.
 pub struct Used<'a> {
     pub socket: &'a mut Socket,
     pub counters: Counters,
+    pub tgid: u32,
     pub tid: u32,
 }
 
@@ -33,12 +36,18 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
             };
             socket.tgid = tgid;
             socket.proxy_slot = slot;
-            socket.tid = 0;
+            socket.owner = 0;
             socket
         }
     };
     let counters = Counters::of(socket.proxy_slot)?;
-    Some(Used { socket, counters, tid })
+    Some(Used { socket, counters, tgid, tid })
+}
+
+/// Whether a socket carries several messages at once.
+#[inline(always)]
+pub fn is_multiplexed(socket: &Socket) -> bool {
+    socket.multiplexed >= MULTIPLEXED && socket.owner & SHARED == 0
 }
 
 /// Starts to follow `sk`, a socket of the proxy in `slot`.
@@ -50,14 +59,17 @@ pub fn take_up<'a>(sk: *const c_void, slot: u32, role: u32) -> Option<&'a mut So
         ROLE_UNKNOWN => ROLE_OPENED,
         known => known,
     };
-    // SAFETY: no precondition.
-    let id = unsafe { bpf_get_prandom_u32() } | 1;
-    let mut initial = Socket { proxy_slot: slot, role, id, turn: TURN_NONE, ..Socket::default() };
-    let taken = socket_state_or(sk, &mut initial);
-    if taken.is_none() {
+    let Some(socket) = socket_state_or_new(sk) else {
         Counters::of(slot)?.lose(Loss::SocketState);
+        return None;
+    };
+    if socket.id == 0 {
+        socket.proxy_slot = slot;
+        socket.role = role;
+        // SAFETY: no precondition.
+        socket.id = unsafe { bpf_get_prandom_u32() } | 1;
     }
-    taken
+    Some(socket)
 }
 
 /// The proxy that listens where `sk` is bound.

@@ -5,11 +5,12 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED};
+use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
-use crate::socket::{listener, local_end, take_up};
-use crate::thread;
+use crate::offsets::{TCP_COPIED_SEQ, field};
+use crate::socket::{listener, local_end, take_up, tcp};
+use crate::{departure, lane};
 
 // include/net/tcp_states.h
 const ESTABLISHED: i32 = 1;
@@ -29,6 +30,7 @@ pub fn state(ctx: BtfTracePointContext) -> i32 {
         (_, LISTEN) => on_listen(sk),
         (_, SYN_SENT) => on_connect(sk),
         (SYN_RECV, ESTABLISHED) => on_accept(sk),
+        (SYN_SENT, ESTABLISHED) => socket_state(sk).and_then(|socket| on_established(sk, socket)),
         // The proxy closes first, or answers the peer's close, or it is over.
         (_, FIN_WAIT1 | LAST_ACK | CLOSE) => on_close(sk, ctx.arg::<i32>(2) == CLOSE),
         _ => None,
@@ -53,7 +55,9 @@ fn on_listen(sk: *const c_void) -> Option<()> {
 
 #[inline(always)]
 fn on_connect(sk: *const c_void) -> Option<()> {
-    take_up(sk, current_proxy()?, ROLE_OPENED).map(|_| ())
+    let socket = take_up(sk, current_proxy()?, ROLE_OPENED)?;
+    let pid_tgid = bpf_get_current_pid_tgid();
+    lane::current(socket, (pid_tgid >> 32) as u32, pid_tgid as u32).map(|_| ())
 }
 
 /// In softirq, before the process knows of the connection: its first bytes may come at once.
@@ -62,6 +66,14 @@ fn on_accept(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, listener(sk)?, ROLE_ACCEPTED)?;
     // SAFETY: no precondition.
     socket.established_ns = unsafe { bpf_ktime_get_ns() };
+    on_established(sk, socket)
+}
+
+/// Nothing was read yet, and from here on it is known what was.
+#[inline(always)]
+fn on_established(sk: *const c_void, socket: &mut Socket) -> Option<()> {
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    socket.copied_seq = unsafe { field(tcp(sk)?, &TCP_COPIED_SEQ) };
     Some(())
 }
 
@@ -70,22 +82,24 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     let socket = socket_state(sk)?;
     let counters = Counters::of(socket.proxy_slot)?;
     if socket.pending_tag != 0 {
-        let thread = thread::at(socket.pending_thread)?;
+        let lane = lane::at(socket.pending_lane)?;
         if socket.role == ROLE_ACCEPTED {
             // Nobody is left to have asked.
-            if thread.pending[Direction::Request as usize].end(socket.pending_tag) {
+            if lane.pending[Direction::Request as usize].end(socket.pending_tag) {
                 counters.add(counter!(pending), LESS_ONE);
                 counters.add(counter!(unmatched), 1);
             }
         } else {
-            thread.pending[Direction::Response as usize].orphan(socket.pending_tag);
+            lane.pending[Direction::Response as usize].orphan(socket.pending_tag);
         }
         socket.pending_tag = 0;
     }
-    if over && socket.departing_class != CLASS_NONE {
-        socket.departing_class = CLASS_NONE;
-        counters.add(counter!(departing), LESS_ONE);
-        counters.lose(Loss::NoDeparture);
+    lane::note_waiting(socket, false);
+    if socket.role == ROLE_OPENED && socket.upstream != 0 {
+        lane::at(socket.lane)?.upstreams.close(socket.upstream);
+    }
+    if over {
+        departure::give_up(socket, &counters);
     }
     Some(())
 }

@@ -1,9 +1,12 @@
 //! A word that several CPUs change, by the kernel's atomic instructions.
 
 use core::cell::UnsafeCell;
-use core::intrinsics::{AtomicOrdering::Relaxed, atomic_cxchg, atomic_xadd};
+use core::intrinsics::{
+    AtomicOrdering::{AcqRel, Relaxed},
+    atomic_cxchg, atomic_xadd,
+};
 
-use smp_agent_abi::pending::Word;
+use smp_agent_abi::word::Word;
 
 /// A `u64` in a map.
 #[repr(transparent)]
@@ -49,6 +52,13 @@ impl Word for Atomic {
     fn add(&self, value: u64) {
         // SAFETY: a map value.
         unsafe { atomic_xadd::<u64, u64, { Relaxed }>(self.0.get(), value) };
+    }
+
+    #[inline(always)]
+    fn fetch_add(&self, value: u64) -> u64 {
+        // A relaxed one becomes the instruction that returns nothing even where the result is used (LLVM 22).
+        // SAFETY: a map value.
+        unsafe { atomic_xadd::<u64, u64, { AcqRel }>(self.0.get(), value) }
     }
 
     #[inline(always)]

@@ -5,18 +5,24 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, fentry};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, Socket,
+    TURN_OWN, TURN_READING, TURN_WRITING,
 };
-use smp_agent_abi::pending::Found;
+use smp_agent_abi::pending::{BATCH, Claim};
+use smp_agent_abi::word::Word as _;
 
 use crate::departure;
+use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
-use crate::offsets::{TCP_WRITE_SEQ, field};
-use crate::socket::{Used, in_use, tcp};
-use crate::thread;
+use crate::offsets::{SOCK_STATE, TCP_WRITE_SEQ, field};
+use crate::socket::{Used, in_use, is_multiplexed, tcp};
+
+// include/net/tcp_states.h
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
 
 /// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a send call is about to queue bytes. Linux 6.16 and later.
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
@@ -25,7 +31,22 @@ pub fn write(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `sock_send_length(sk, ret, flags)`: a send call returns; the fallback where `tcp_sendmsg_locked` is missing.
+/// Entry of `tcp_sendmsg_locked(sk, msg, size)`: the same for kernels without its tracepoint.
+#[fentry(function = "tcp_sendmsg_locked")]
+pub fn write_entry(ctx: FEntryContext) -> i32 {
+    on_entry(ctx.arg(0), ctx.arg(2));
+    0
+}
+
+/// Entry of `do_tcp_sendpages(sk, page, offset, size, flags)`: before Linux 6.5 the way of `sendfile` and `splice` to
+/// a socket, beside `tcp_sendmsg_locked`.
+#[fentry(function = "do_tcp_sendpages")]
+pub fn write_pages(ctx: FEntryContext) -> i32 {
+    on_entry(ctx.arg(0), ctx.arg(3));
+    0
+}
+
+/// `sock_send_length(sk, ret, flags)`: a send call returns; the fallback where its beginning cannot be had.
 /// The first segment has usually left by then, so the departure stands for the write too.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn write_return(ctx: BtfTracePointContext) -> i32 {
@@ -35,62 +56,72 @@ pub fn write_return(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// The tracepoint comes behind these checks of the kernel: a call on a connection that is not open yet, or not any
+/// more, queues nothing.
+#[inline(always)]
+fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
+    // SAFETY: `sk` is a program argument.
+    let open = matches!(unsafe { field::<u8>(sk, &SOCK_STATE) }, ESTABLISHED | CLOSE_WAIT);
+    if open && size > 0 { on_write(sk) } else { None }
+}
+
 #[inline(always)]
 fn on_write(sk: *const c_void) -> Option<()> {
-    let used = in_use(sk)?;
+    let mut used = in_use(sk)?;
+    if is_multiplexed(used.socket) {
+        return on_multiplexed(sk, used);
+    }
     // Only the first write after a read starts a message: the rest are its continuation.
-    if used.socket.turn == TURN_WRITING {
+    let turn = used.socket.turn;
+    if turn == TURN_WRITING {
         return None;
     }
     used.socket.turn = TURN_WRITING;
-    if is_local_reply(&used) {
+    let current = lane::current(used.socket, used.tgid, used.tid);
+    let waits = used.socket.role != ROLE_ACCEPTED;
+    lane::note_waiting(used.socket, waits);
+    let newest = match &current {
+        Some(current) if current.shared => {
+            current.lane.newest(used.outbound() as usize, used.tid, lane::recent(used.tid)?)
+        }
+        _ => 0,
+    };
+    if is_local_reply(&used, newest) {
         return None;
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let outbound = used.outbound();
-    let claim = match thread::place(used.socket, used.tid) {
-        Some(place) => {
-            // SAFETY: no precondition.
-            let random = unsafe { bpf_get_prandom_u32() };
-            let claim = if used.socket.role == ROLE_ACCEPTED {
-                thread::at(place)?.claim(outbound as usize, now_ns, random, u64::from(used.socket.id))
-            } else {
-                let claim = thread::at(place)?.claim(outbound as usize, now_ns, random, 0);
-                used.socket.downstream = claim.downstream as u32;
-                claim
-            };
-            Some(claim)
-        }
-        None => None,
+    let Some(Current { place, .. }) = current else {
+        used.counters.add(counter!(seen), 1);
+        used.counters.lose(Loss::ThreadsFull);
+        return None;
     };
-    if let Some(claim) = claim
-        && claim.expired > 0
-    {
+    clear_fronts(place);
+    let mut claim = Claim::default();
+    claim_for(used.socket, place, newest, now_ns, &mut claim);
+    if claim.expired > 0 {
         used.counters.add(counter!(pending), claim.expired.wrapping_neg());
         used.counters.add(counter!(unmatched), claim.expired);
     }
-    let (arrival_ns, read_ns, alone) = match claim.map(|claim| claim.found) {
-        Some(Found::Message { arrival_ns, read_ns, alone }) => (arrival_ns, read_ns, alone),
-        nothing => {
-            used.counters.add(counter!(seen), 1);
-            match nothing {
-                Some(Found::TooFar) => used.counters.lose(Loss::SearchLimit),
-                Some(_) => used.counters.add(counter!(unmatched), 1),
-                None => used.counters.lose(Loss::ThreadsFull),
-            }
-            return None;
-        }
-    };
-    used.counters.add(counter!(pending), LESS_ONE);
+    let claim = if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim)? } else { claim };
+    if claim.too_far {
+        used.counters.add(counter!(seen), 1);
+        used.counters.lose(Loss::SearchLimit);
+        return None;
+    }
+    if claim.batch {
+        used.counters.add(counter!(seen), 1);
+    } else {
+        used.counters.add(counter!(pending), LESS_ONE);
+    }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
-    socket.departing_arrival_ns = arrival_ns;
-    socket.departing_read_ns = read_ns;
+    socket.departing_arrival_ns = claim.arrival_ns;
+    socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
-    socket.departing_class = if alone { CLASS_EXACT } else { CLASS_AMBIGUOUS };
+    socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
         let departure_ns = socket.first_departure_ns;
         socket.departing_write_ns = departure_ns;
@@ -99,22 +130,122 @@ fn on_write(sk: *const c_void) -> Option<()> {
     Some(())
 }
 
+// Functions of their own, which the kernel verifies once, for any arguments, and not again on each path that calls
+// them. They return a number because it asks for one.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn clear_fronts(place: u32) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.clear_fronts();
+    }
+    0
+}
+
+/// Claims the message that a write to `socket` carries on, from the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u64, claim: *mut Claim) -> u32 {
+    // SAFETY: null, or of these types: the verifier checks the callers.
+    let (Some(socket), Some(claim)) = (unsafe { socket.as_mut() }, unsafe { claim.as_mut() }) else {
+        return 0;
+    };
+    let Some(lane) = lane::at(place) else { return 0 };
+    // SAFETY: no precondition.
+    let random = unsafe { bpf_get_prandom_u32() };
+    if socket.role == ROLE_ACCEPTED {
+        let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
+        let id = u64::from(socket.id);
+        *claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
+        socket.upstream = claim.upstream;
+    } else {
+        *claim = lane.claim_request(now_ns, random, socket.upstream, newest);
+        socket.downstream = claim.downstream as u32;
+    }
+    0
+}
+
+/// The cause of a write that found nothing pending: the latest read of its lane, if that connection carries several
+/// messages at once. Else it has none.
+#[inline(always)]
+fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim) -> Option<Claim> {
+    let lane = lane::at(used.socket.lane)?;
+    let latest = &lane.latest[used.outbound() as usize];
+    // It is owed an answer, or may be a request.
+    let expected = turn == TURN_READING || used.socket.role != ROLE_ACCEPTED;
+    if latest.arrival_ns.load() != 0 && expected {
+        let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
+        return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
+    }
+    if expected {
+        latest.starved.add(1);
+    }
+    if turn == TURN_READING && used.socket.role == ROLE_ACCEPTED {
+        used.counters.add(counter!(seen), 1);
+        used.counters.add(counter!(unmatched), 1);
+    } else {
+        // A later write of the same socket may still carry a message on.
+        used.socket.turn = TURN_OWN;
+        if turn != TURN_OWN {
+            used.counters.add(counter!(seen), 1);
+            used.counters.add(counter!(local), 1);
+        }
+    }
+    None
+}
+
+/// A write to a connection that carries several messages at once: it takes all that its lane has read.
+#[inline(always)]
+fn on_multiplexed(sk: *const c_void, used: Used<'_>) -> Option<()> {
+    let lane = lane::current(used.socket, used.tgid, used.tid)?.lane;
+    let mark = u64::from(used.socket.id) | BATCH;
+    let drained = lane.pending[used.outbound() as usize].drain(mark);
+    let socket = used.socket;
+    socket.turn = TURN_WRITING;
+    let count = drained.singles + drained.batches;
+    if count == 0 {
+        return None;
+    }
+    used.counters.add(counter!(pending), drained.singles.wrapping_neg());
+    used.counters.add(counter!(seen), drained.batches);
+    used.counters.add(counter!(departing), count);
+    if socket.departing_class == CLASS_DRAINED {
+        // The write before has not left yet: this one goes with it.
+        socket.drained_end = drained.end;
+        socket.drained_count += count as u32;
+        return None;
+    }
+    socket.drained_start = drained.start;
+    socket.drained_end = drained.end;
+    socket.drained_count = count as u32;
+    // SAFETY: no precondition.
+    socket.departing_write_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
+    socket.departing_class = CLASS_DRAINED;
+    Some(())
+}
+
 /// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream: the
 /// request last read here still waits, and no response was read by its thread since. The request ends then.
 ///
 /// A response that was read since may be the answer: where several requests wait, the order-preserving choice
-/// may have given this one's place to another.
+/// may have given this one's place to another. Where threads share a lane
+/// there always is one, but not always one that waits.
 #[inline(always)]
-fn is_local_reply(used: &Used<'_>) -> bool {
+fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
     let tag = used.socket.pending_tag;
     if used.socket.role != ROLE_ACCEPTED || tag == 0 {
         return false;
     }
-    let Some(thread) = thread::at(used.socket.pending_thread) else { return false };
-    let requests = &thread.pending[Direction::Request as usize];
-    let responses = &thread.pending[Direction::Response as usize];
+    let Some(lane) = lane::at(used.socket.pending_lane) else { return false };
+    let requests = &lane.pending[Direction::Request as usize];
+    let responses = &lane.pending[Direction::Response as usize];
     let Some(read_ns) = requests.read_ns(tag) else { return false };
-    if responses.newest_read_ns() > read_ns || !requests.end(tag) {
+    let shared = used.socket.owner & SHARED != 0;
+    let since = responses.newest_read_ns() > read_ns;
+    let answered = newest != 0 || since && (!shared || responses.any_live());
+    if answered || !requests.end(tag) {
         return false;
     }
     used.counters.add(counter!(pending), LESS_ONE);

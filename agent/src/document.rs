@@ -58,7 +58,7 @@ pub struct Span {
 pub struct Hook {
     /// Name of the program.
     pub program: &'static str,
-    /// Its tracepoint.
+    /// Its tracepoint, or the function at whose entry it runs.
     pub hook: &'static str,
     /// `attached`, `not_needed`, `unsupported` or `failed`.
     pub verdict: &'static str,
@@ -154,7 +154,7 @@ impl Document {
 impl Hook {
     fn new(run: &ProgramRun) -> Self {
         let (verdict, reason) = verdict_and_reason(&run.verdict);
-        Self { program: run.program, hook: run.hook, verdict, reason: reason.map(str::to_owned) }
+        Self { program: run.program, hook: run.hook.name(), verdict, reason: reason.map(str::to_owned) }
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::histogram::Histogram;
 use crate::probe::Verdict;
+use crate::probe::programs::Hook;
 
 /// One proxy as the user knows it: a process, or a master with its workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +52,8 @@ pub struct Matching {
 pub struct ProgramRun {
     /// Name of the program, as in `smp-agent doctor`.
     pub program: &'static str,
-    /// Tracepoint it is attached to, if any.
-    pub hook: &'static str,
+    /// Where it is attached, if it is.
+    pub hook: Hook,
     /// What became of it at start.
     pub verdict: Verdict,
     /// Time spent in it, ns.

@@ -22,9 +22,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::live::TransientFile;
 use crate::netns::{Bed, DOWNSTREAM_DEVICE, Family, Netns, UPSTREAM_DEVICE};
 use crate::process::Child;
-use crate::protocol::Protocol;
 use crate::tools;
-use crate::wire::{self, Direction, Packet, Side, Wire};
+use crate::wire::{Direction, Packet, Side, Wire};
 
 /// TCP with payload. The lengths of the headers are in the packet; `tcp[]` and `len` do not work for IPv6.
 const PAYLOAD: &str = "(ip proto 6 and ip[2:2] - ((ip[0] & 0xf) << 2) - ((ip[((ip[0] & 0xf) << 2) + 12] & 0xf0) >> 2) != 0) \
@@ -60,14 +59,44 @@ pub struct Capture {
 /// Where the packets are, and which interfaces they were taken on.
 #[derive(Debug)]
 struct Packets {
-    protocol: Protocol,
     path: PathBuf,
     /// Removes the file.
     _file: TransientFile,
-    /// Kernel index of the proxy's interface towards the client.
-    downstream: u32,
-    /// Kernel index of the proxy's interface towards the server.
-    upstream: u32,
+    /// The proxy's interface towards the client.
+    downstream: Interface,
+    /// The proxy's interface towards the server.
+    upstream: Interface,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Interface {
+    side: Side,
+    /// The kernel's.
+    index: u32,
+    /// To which connections on this side are opened.
+    port: u16,
+}
+
+/// The proxy on both sides of which packets are captured.
+#[derive(Clone, Copy, Debug)]
+pub struct Vantage<'a> {
+    /// Where it runs; has the devices of [`Bed::proxy`].
+    pub netns: &'a Netns,
+    /// The port it listens on.
+    pub listen_port: u16,
+    /// The port of the server that it speaks to.
+    pub upstream_port: u16,
+}
+
+impl<'a> Vantage<'a> {
+    /// The proxy of the bed.
+    pub const fn of(bed: &'a Bed) -> Self {
+        Self {
+            netns: &bed.proxy,
+            listen_port: Bed::proxy_address(Family::V4).port(),
+            upstream_port: Bed::server_address(Family::V4).port(),
+        }
+    }
 }
 
 /// A finished capture. Dropped, its file goes.
@@ -90,19 +119,19 @@ struct Counts {
 }
 
 impl Capture {
-    /// Captures what client, proxy and server say in this protocol, on the two devices of the bed's proxy namespace;
-    /// tcpdump's own output goes to `dir`. Returns when packets are being captured.
+    /// Captures what client, proxy and server say: all of it where `whole`, else the beginnings of packets with
+    /// payload. tcpdump's own output goes to `dir`. Returns when packets are being captured.
     ///
     /// # Errors
     /// When tcpdump is missing, may not capture, or does not start in time; the message has what it said.
-    pub fn start(bed: &Bed, protocol: Protocol, dir: &Path) -> Result<Self> {
-        let packets = Packets::room(&bed.proxy, protocol)?;
-        let (filter, snap_bytes) = if wire::needs_whole_packets(protocol) {
+    pub fn start(vantage: Vantage<'_>, whole: bool, dir: &Path) -> Result<Self> {
+        let packets = Packets::room(vantage)?;
+        let (filter, snap_bytes) = if whole {
             (format!("{PAYLOAD} or {OPENING}"), WHOLE_BYTES)
         } else {
             (PAYLOAD.to_owned(), SNAP_BYTES)
         };
-        let mut command = bed.proxy.command(tools::tcpdump()?);
+        let mut command = vantage.netns.command(tools::tcpdump()?);
         command
             .args(["--interface=any", "--linktype=LINUX_SLL2", "--time-stamp-precision=nano", "-n"])
             .args(["--relinquish-privileges=root", &format!("--buffer-size={RING_KIB}")])
@@ -189,7 +218,7 @@ impl Capture {
 impl Packets {
     /// An empty file for the packets taken in the proxy's namespace: in memory where there is room, else where
     /// cargo builds.
-    fn room(proxy: &Netns, protocol: Protocol) -> Result<Self> {
+    fn room(vantage: Vantage<'_>) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let memory = Path::new("/dev/shm");
         let free = rustix::fs::statvfs(memory).map_or(0, |memory| memory.f_bavail * memory.f_frsize);
@@ -202,46 +231,47 @@ impl Packets {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("smp-bed-{}-{number}.pcap", std::process::id()));
         let file = TransientFile::create(path.clone(), "", 0o600)?;
-        let index = |device| {
-            proxy.within(|| {
+        let interface = |side, device, port| {
+            let index = vantage.netns.within(|| {
                 let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
                 netdevice::name_to_index(&any, device)
                     .with_context(|| format!("the proxy's namespace has no device {device}"))
-            })
+            })?;
+            anyhow::Ok(Interface { side, index, port })
         };
         Ok(Self {
-            protocol,
             path,
             _file: file,
-            downstream: index(DOWNSTREAM_DEVICE)?,
-            upstream: index(UPSTREAM_DEVICE)?,
+            downstream: interface(Side::Downstream, DOWNSTREAM_DEVICE, vantage.listen_port)?,
+            upstream: interface(Side::Upstream, UPSTREAM_DEVICE, vantage.upstream_port)?,
         })
     }
 }
 
 impl Captured {
-    /// Reads the packets and sorts them by the interface they passed.
+    /// The file with the packets, for those who read it by other means; it goes with this capture.
+    pub fn path(&self) -> &Path {
+        &self.packets.path
+    }
+
+    /// Reads the packets into `wire`, of which nothing was seen before, sorted by the interface they passed.
     ///
     /// # Errors
     /// When packets were dropped, the file is no nanosecond capture of "any" interface, is damaged, or holds
-    /// another number of packets than tcpdump said, or connections do not carry the protocol.
-    pub fn wire(&self) -> Result<Wire> {
+    /// another number of packets than tcpdump said, or connections do not carry what `wire` expects.
+    pub fn read(&self, mut wire: Wire) -> Result<Wire> {
         ensure!(self.dropped == 0, "the capture is invalid: the kernel dropped {} packets", self.dropped);
-        let mut wire = Wire::new(self.packets.protocol);
+        let interfaces = [self.packets.downstream, self.packets.upstream];
         let mut count = 0;
         let mut elsewhere: HashMap<u32, u64> = HashMap::new();
         each_packet(&self.packets.path, |time_ns, cooked| {
             count += 1;
-            let (interface, ip) = uncook(cooked)?;
-            let side = if interface == self.packets.downstream {
-                Side::Downstream
-            } else if interface == self.packets.upstream {
-                Side::Upstream
-            } else {
-                *elsewhere.entry(interface).or_default() += 1;
+            let (index, ip) = uncook(cooked)?;
+            let Some(interface) = interfaces.iter().find(|interface| interface.index == index) else {
+                *elsewhere.entry(index).or_default() += 1;
                 return Ok(());
             };
-            packet(side, time_ns, ip).map_or(Ok(()), |packet| wire.observe(&packet))
+            packet(*interface, time_ns, ip).map_or(Ok(()), |packet| wire.observe(&packet))
         })
         .with_context(|| format!("the capture {} cannot be read", self.packets.path.display()))?;
         ensure!(count == self.count, "the capture has {count} packets of {}", self.count);
@@ -307,21 +337,20 @@ fn uncook(cooked: &[u8]) -> Result<(u32, &[u8])> {
     Ok((interface, ip))
 }
 
-/// What of a TCP packet the snap length left; nothing when it is of no connection with the proxy's or the server's
-/// address.
-fn packet(side: Side, time_ns: u64, ip: &[u8]) -> Option<Packet<'_>> {
+/// What of a TCP packet the snap length left; nothing when it is of no connection to the proxy's or the server's port.
+fn packet(interface: Interface, time_ns: u64, ip: &[u8]) -> Option<Packet<'_>> {
     let sliced = LaxSlicedPacket::from_ip(ip).ok()?;
     let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { return None };
     let (source, destination) = ends(&sliced.net?, &tcp)?;
-    let (direction, opener) = if serves(side, destination) {
+    let (direction, opener) = if destination.port() == interface.port {
         (Direction::Request, source)
-    } else if serves(side, source) {
+    } else if source.port() == interface.port {
         (Direction::Response, destination)
     } else {
         return None;
     };
     let (sequence, opens) = (tcp.sequence_number(), tcp.syn());
-    Some(Packet { side, direction, opener, time_ns, sequence, opens, payload: tcp.payload() })
+    Some(Packet { side: interface.side, direction, opener, time_ns, sequence, opens, payload: tcp.payload() })
 }
 
 /// Source and destination.
@@ -332,14 +361,6 @@ fn ends(net: &LaxNetSlice<'_>, tcp: &TcpSlice<'_>) -> Option<(SocketAddr, Socket
         LaxNetSlice::Arp(_) => return None,
     };
     Some((SocketAddr::new(source, tcp.source_port()), SocketAddr::new(destination, tcp.destination_port())))
-}
-
-/// Whether connections on this side are opened to this address.
-fn serves(side: Side, address: SocketAddr) -> bool {
-    [Family::V4, Family::V6].into_iter().any(|family| match side {
-        Side::Downstream => address == Bed::proxy_address(family),
-        Side::Upstream => address == Bed::server_address(family),
-    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Network namespaces: one each for the client, the proxy and the server.
+//! Network namespaces: one each for the client, the proxy (or each of two) and the server.
 //!
 //! Namespaces are named `smp-bed-<pid>-<start time of that process>-<number>-<role>`, so that those of a process
 //! that was killed are told from those in use, and removed by whoever makes the next bed.
@@ -145,17 +145,10 @@ impl Bed {
     /// # Errors
     /// Without root, without `iproute2`, or when the kernel refuses.
     pub fn new() -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        remove_stale()?;
-        let me = Process::myself()?.stat().context("cannot read /proc/self/stat")?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let create = |role| Netns::create(format!("{PREFIX}-{}-{}-{number}-{role}", me.pid, me.starttime));
+        let create = namespaces()?;
         let bed = Self { client: create("client")?, proxy: create("proxy")?, server: create("server")? };
-        join((&bed.client, END_DEVICE, Self::client_ip), (&bed.proxy, DOWNSTREAM_DEVICE, Self::proxy_ip))?;
-        join(
-            (&bed.proxy, UPSTREAM_DEVICE, Self::proxy_upstream_ip),
-            (&bed.server, END_DEVICE, Self::server_ip),
-        )?;
+        join(1, (&bed.client, END_DEVICE), (&bed.proxy, DOWNSTREAM_DEVICE))?;
+        join(2, (&bed.proxy, UPSTREAM_DEVICE), (&bed.server, END_DEVICE))?;
         Ok(bed)
     }
 
@@ -190,6 +183,66 @@ impl Bed {
     }
 }
 
+/// Four namespaces in a row, as two pods with a sidecar each have them: client to the client's proxy, that to the
+/// server's proxy, that to the server. IPv4 and IPv6, nothing else reachable.
+///
+/// Both proxies' namespaces have the devices of [`Bed::proxy`]. Drop order matters as with [`Bed`].
+#[derive(Debug)]
+pub struct PairBed {
+    /// Where load is made.
+    pub client: Netns,
+    /// Where the proxy runs that the client speaks to.
+    pub client_proxy: Netns,
+    /// Where the proxy runs that speaks to the server.
+    pub server_proxy: Netns,
+    /// Where the server runs.
+    pub server: Netns,
+}
+
+impl PairBed {
+    /// As [`Bed::new`].
+    ///
+    /// # Errors
+    /// As [`Bed::new`].
+    pub fn new() -> Result<Self> {
+        let create = namespaces()?;
+        let bed = Self {
+            client: create("client")?,
+            client_proxy: create("client-proxy")?,
+            server_proxy: create("server-proxy")?,
+            server: create("server")?,
+        };
+        join(1, (&bed.client, END_DEVICE), (&bed.client_proxy, DOWNSTREAM_DEVICE))?;
+        join(2, (&bed.client_proxy, UPSTREAM_DEVICE), (&bed.server_proxy, DOWNSTREAM_DEVICE))?;
+        join(3, (&bed.server_proxy, UPSTREAM_DEVICE), (&bed.server, END_DEVICE))?;
+        Ok(bed)
+    }
+
+    /// Where the client's proxy listens: port 8080.
+    pub const fn client_proxy_address(family: Family) -> SocketAddr {
+        SocketAddr::new(address(family, 1, 2), 8080)
+    }
+
+    /// Where the server's proxy listens: port 8443.
+    pub const fn server_proxy_address(family: Family) -> SocketAddr {
+        SocketAddr::new(address(family, 2, 2), 8443)
+    }
+
+    /// Where the server listens: port 9090.
+    pub const fn server_address(family: Family) -> SocketAddr {
+        SocketAddr::new(address(family, 3, 2), 9090)
+    }
+}
+
+/// What makes the namespaces of one bed by their roles, after removing what killed processes left of theirs.
+fn namespaces() -> Result<impl Fn(&str) -> Result<Netns>> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    remove_stale()?;
+    let me = Process::myself()?.stat().context("cannot read /proc/self/stat")?;
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    Ok(move |role: &str| Netns::create(format!("{PREFIX}-{}-{}-{number}-{role}", me.pid, me.starttime)))
+}
+
 /// Networks 10.77.`network`.0/24 and `fd77:network::/64`.
 const fn address(family: Family, network: u8, host: u8) -> IpAddr {
     match family {
@@ -198,14 +251,13 @@ const fn address(family: Family, network: u8, host: u8) -> IpAddr {
     }
 }
 
-type End<'a> = (&'a Netns, &'a str, fn(Family) -> IpAddr);
-
-fn join(left: End<'_>, right: End<'_>) -> Result<()> {
+/// Links two namespaces by a pair of devices: host 1 of the network on the left, host 2 on the right.
+fn join(network: u8, left: (&Netns, &str), right: (&Netns, &str)) -> Result<()> {
     let pair = ["type", "veth", "peer", "name", right.1, "netns", &right.0.name];
     left.0.ip(["link", "add", left.1].into_iter().chain(pair))?;
-    for (netns, device, address_of) in [left, right] {
+    for (host, (netns, device)) in [(1, left), (2, right)] {
         for (family, bits) in [(Family::V4, 24), (Family::V6, 64)] {
-            let address = format!("{}/{bits}", address_of(family));
+            let address = format!("{}/{bits}", address(family, network, host));
             let add = ["address", "add", &address, "dev", device];
             // Without `nodad` an IPv6 address cannot be used for its first second.
             netns.ip(add.into_iter().chain((family == Family::V6).then_some("nodad")))?;

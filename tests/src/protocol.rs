@@ -60,6 +60,11 @@ impl Protocol {
         Self::MtlsH2,
     ];
 
+    /// Whether it takes two proxies.
+    pub const fn takes_two(self) -> bool {
+        matches!(self, Self::MtlsH1 | Self::MtlsH2)
+    }
+
     /// Whether several messages can be under way on a connection at a time. With one stream on each of a client's
     /// connections as well: a proxy may put them together on one of its own.
     pub const fn multiplexes(self) -> bool {

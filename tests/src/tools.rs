@@ -8,6 +8,9 @@ use anyhow::{Context as _, Result, bail};
 /// Names the agent's executable for tests; without it, the release build of this workspace.
 pub const AGENT_VARIABLE: &str = "SMP_AGENT";
 
+/// Set inside an emulated machine: everything takes some ten times as long there.
+pub const EMULATED_VARIABLE: &str = "BED_EMULATED";
+
 /// The folder of the workspace.
 pub fn workspace() -> &'static Path {
     // The package lies directly below it.
@@ -22,6 +25,11 @@ pub fn target() -> PathBuf {
 /// Where setup installs. Always `target/tools` of the workspace: `agent/build.rs` looks there too.
 pub fn tools() -> PathBuf {
     workspace().join("target/tools")
+}
+
+/// Whether this machine is an emulated one.
+pub fn emulated() -> bool {
+    env::var_os(EMULATED_VARIABLE).is_some()
 }
 
 /// The release build of the agent.
@@ -106,6 +114,14 @@ pub fn bedproxy() -> Result<PathBuf> {
 /// When it is not there.
 pub fn tcpdump() -> Result<PathBuf> {
     present(PathBuf::from("/usr/bin/tcpdump"), SETUP)
+}
+
+/// The dissector of packets, as a judge of the bed's own.
+///
+/// # Errors
+/// When it is not there.
+pub fn tshark() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/bin/tshark"), SETUP)
 }
 
 /// The load generator wrk.

@@ -35,6 +35,23 @@ fn haproxy_answers_and_leaves_nothing() {
     answers_and_leaves_nothing(ProxyKind::Haproxy);
 }
 
+#[test]
+fn go_answers_and_leaves_nothing() {
+    answers_and_leaves_nothing(ProxyKind::Go);
+}
+
+#[test]
+fn hyper_answers_and_leaves_nothing() {
+    answers_and_leaves_nothing(ProxyKind::Hyper);
+}
+
+#[test]
+fn proxies_for_tcp_answer_and_leave_nothing() {
+    for kind in [ProxyKind::TokioTcp, ProxyKind::Blocking, ProxyKind::IoUring, ProxyKind::Splice] {
+        answers_and_leaves_nothing(kind);
+    }
+}
+
 fn answers_and_leaves_nothing(kind: ProxyKind) {
     for family in [Family::V4, Family::V6] {
         let bed = Bed::new().expect("a bed");
@@ -42,12 +59,14 @@ fn answers_and_leaves_nothing(kind: ProxyKind) {
         let server = Bed::server_address(family);
         let origin = Origin::start(&bed.server, &[server], &folder("origin")).expect("an origin");
         let dir = folder(kind.name());
-        let proxy = Proxy::start(&Spec::in_bed(&bed, family, kind, &dir)).expect("a proxy");
+        let spec = Spec { protocol: plain(kind), ..Spec::in_bed(&bed, family, kind, &dir) };
+        let proxy = Proxy::start(&spec).expect("a proxy");
         let groups = [origin.pid(), proxy.pid()];
         assert!(groups.iter().all(|group| !members(*group).is_empty()));
         assert_eq!(program(proxy.pid()), kind.executable());
 
-        bed.client.within(|| ask(proxy.listen())).expect("answers");
+        // Open until the sockets are counted: a proxy for TCP keeps none that its client has closed.
+        let client = bed.client.within(|| ask(proxy.listen())).expect("answers");
 
         let sockets = Process::new(proxy.pid().cast_signed())
             .and_then(|proxy| if family == Family::V4 { proxy.tcp() } else { proxy.tcp6() })
@@ -56,9 +75,7 @@ fn answers_and_leaves_nothing(kind: ProxyKind) {
         assert!(upstream.len() <= 2, "connections to the server are not kept alive: {upstream:?}");
         assert!(upstream.iter().any(|socket| socket.state == TcpState::Established), "{upstream:?}");
 
-        drop(proxy);
-        drop(origin);
-        drop(bed);
+        drop((client, proxy, origin, bed));
         for group in groups {
             assert!(members(group).is_empty(), "{kind}: processes of group {group} are left");
         }
@@ -74,8 +91,8 @@ fn a_proxy_that_cannot_start_says_why() {
     let elsewhere: SocketAddr = "192.0.2.1:8080".parse().unwrap();
     for kind in ProxyKind::ALL {
         let dir = folder("broken");
-        let protocol = if kind.speaks(Protocol::H1) { Protocol::H1 } else { Protocol::Tcp };
-        let spec = Spec { listen: elsewhere, protocol, ..Spec::in_bed(&bed, Family::V4, kind, &dir) };
+        let spec = Spec { protocol: plain(kind), ..Spec::in_bed(&bed, Family::V4, kind, &dir) };
+        let spec = Spec { listen: elsewhere, upstream: elsewhere, ..spec };
         let started = Proxy::start(&spec);
         let message = format!("{:#}", started.err().unwrap());
         assert!(message.contains("192.0.2.1"), "{message}");
@@ -120,8 +137,13 @@ fn what_ends_leaves_none_of_its_children() {
     assert!(members(group).is_empty());
 }
 
-/// Asks over one connection, many times, and checks that every answer is the server's.
-fn ask(proxy: SocketAddr) -> Result<()> {
+/// The protocol that carries plain requests: a proxy for TCP does not look into them.
+fn plain(kind: ProxyKind) -> Protocol {
+    if kind.speaks(Protocol::H1) { Protocol::H1 } else { Protocol::Tcp }
+}
+
+/// Asks over one connection, many times, and checks that every answer is the server's. Returns the connection.
+fn ask(proxy: SocketAddr) -> Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&proxy, LONGEST)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LONGEST))?;
@@ -140,7 +162,7 @@ fn ask(proxy: SocketAddr) -> Result<()> {
         answers.read_exact(&mut body)?;
         ensure!(body == BODY.as_bytes(), "request {number}: another body");
     }
-    Ok(())
+    Ok(stream)
 }
 
 /// Processes of a group that run; the dead are for the first process of the machine to fetch.

@@ -147,9 +147,25 @@ fn without_the_kernels_types_it_says_so() {
 
 #[test]
 fn without_a_hook_it_names_the_hook() {
-    let neither = ["--without", "write", "--without", "write_return"];
-    refused(&[&["run", "--proxy", &me()], &neither[..]].concat(), 69, &["sock_send_length", "doctor"]);
-    refused(&[&["doctor"], &neither[..]].concat(), 69, &["sock_send_length"]);
+    let none = ["write", "write_entry", "write_return"].map(|program| ["--without", program]).concat();
+    refused(&[&["run", "--proxy", &me()], &none[..]].concat(), 69, &["sock_send_length", "doctor"]);
+    refused(&[&["doctor"], &none[..]].concat(), 69, &["sock_send_length"]);
+}
+
+#[test]
+fn without_a_tracepoint_the_function_is_tried_then_the_tracepoint_behind_it() {
+    let output = run(&["doctor", "--without", "write", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let programs: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = |name: &str| programs.as_array().unwrap().iter().find(|row| row["program"] == name).unwrap();
+    let [entry, after] = [row("write_entry"), row("write_return")];
+    if entry["verdict"] == "attached" {
+        assert_eq!(after["verdict"], "not needed", "{after}");
+    } else {
+        let why = entry["why"].as_str().unwrap();
+        assert!(why.contains("refuses fentry programs (EPERM)"), "{entry}");
+        assert_eq!(after["verdict"], "attached", "{after}");
+    }
 }
 
 #[test]
@@ -157,7 +173,7 @@ fn doctor_shows_every_program_and_says_that_hops_can_be_measured() {
     let output = run(&["doctor"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    for hook in ["sk_data_ready", "sock_recv_length", "sock_send_length", "inet_sock_set_state"] {
+    for hook in ["tcp_rcv_space_adjust", "tcp_sendmsg_locked", "sock_send_length", "inet_sock_set_state"] {
         assert!(text.contains(hook), "no {hook} in: {text}");
     }
     assert!(text.contains("hops can be measured"), "{text}");

@@ -23,6 +23,7 @@ const BUCKET_SHARE: f64 = 0.008;
 /// What the kernel may add on both ends while the proxy holds nothing: a wake-up on a busy machine. A fifth of the
 /// shortest delay, so a delay in the wrong segment does not pass for it.
 const KERNEL_MOST_NS: f64 = 200_000.0;
+const EMULATED_KERNEL_MOST_NS: f64 = 4_000_000.0;
 
 /// One run: how long each path is held, and how many requests make that certain in about two seconds.
 struct Case {
@@ -41,17 +42,27 @@ const CASES: [Case; 7] = [
     Case { request_us: 0, response_us: 50_000, requests: 40 },
 ];
 
+/// Delays that stand out against what an emulated kernel adds.
+const EMULATED_CASES: [Case; 3] = [
+    Case { request_us: 0, response_us: 0, requests: 500 },
+    Case { request_us: 20_000, response_us: 0, requests: 60 },
+    Case { request_us: 0, response_us: 20_000, requests: 60 },
+];
+
 #[test]
 fn a_known_delay_is_seen_where_it_is_over_ipv4() {
-    for case in &CASES {
-        check(case, Family::V4);
-    }
+    check_all(Family::V4);
 }
 
 #[test]
 fn a_known_delay_is_seen_where_it_is_over_ipv6() {
-    for case in &CASES {
-        check(case, Family::V6);
+    check_all(Family::V6);
+}
+
+fn check_all(family: Family) {
+    let cases: &[Case] = if tools::emulated() { &EMULATED_CASES } else { &CASES };
+    for case in cases {
+        check(case, family);
     }
 }
 
@@ -78,8 +89,9 @@ fn check(case: &Case, family: Family) {
         // The agent stamps inside the two system calls between which the proxy holds the bytes: each message takes
         // longer than the proxy's own time and not as long as that with the calls, so every rank does too.
         proxy.assert_between(&held, &with_calls, &what("proxy"));
-        if delay_us > 0 {
-            // The bias of that: the end of one call and the beginning of the other, 1 to 3 us. Within the budget.
+        if delay_us > 0 && !tools::emulated() {
+            // The bias of that: the end of one call and the beginning of the other, 1 to 3 us. Within the budget, but
+            // for emulated machines, where each call takes some 100 us.
             proxy.assert_within_budget(&held, &what("proxy"));
         }
         // The hop is all three together, message by message, so less the kernel's shares it is the proxy's.
@@ -90,9 +102,10 @@ fn check(case: &Case, family: Family) {
             what("hop"),
             proxy.mean
         );
+        let kernel_most_ns = if tools::emulated() { EMULATED_KERNEL_MOST_NS } else { KERNEL_MOST_NS };
         for (segment, kernel) in [("queue", queue), ("egress", egress)] {
             assert!(
-                kernel.p50 < KERNEL_MOST_NS,
+                kernel.p50 < kernel_most_ns,
                 "{} is {} us at p50, but nothing is held there",
                 what(segment),
                 kernel.p50 / 1e3

@@ -66,6 +66,54 @@ pub fn agent() -> Result<PathBuf> {
     built.executable.context("cargo built no executable named smp-agent")
 }
 
+/// Test executables and what they start.
+#[derive(Debug, Default)]
+pub struct Tests {
+    /// Name and executable of each, in the order asked for.
+    pub executables: Vec<(String, PathBuf)>,
+    /// The bed's own programs.
+    pub programs: Vec<PathBuf>,
+    /// Where the tests put their files.
+    pub scratch: PathBuf,
+}
+
+/// Builds these test executables of the bed, and does not run them.
+///
+/// # Errors
+/// When they do not build, or cargo does not say where they are.
+pub fn tests(names: &[&str]) -> Result<Tests> {
+    let mut arguments = vec!["test", "--no-run", "--package", "smp-agent-tests"];
+    arguments.extend(names.iter().flat_map(|name| ["--test", name]));
+    eprintln!("$ cargo {}", arguments.join(" "));
+    let mut command = command();
+    command.args(arguments).args(["--message-format", "json-render-diagnostics"]);
+    let (mut cargo, messages) = Child::piped("cargo", &command)?;
+    let mut built = Vec::new();
+    for line in BufReader::new(messages).lines() {
+        built.extend(executable(&line.context("cannot read cargo's messages")?));
+    }
+    let status = cargo.wait()?;
+    if !status.success() {
+        bail!("`{}` failed ({status}); see above", process::shown(&command));
+    }
+    let find = |name: &&str| {
+        let found = built.iter().find(|(kind, found, _)| kind == "test" && found == name);
+        found.map(|(_, name, path)| (name.clone(), path.clone())).context("cargo built no such test")
+    };
+    let executables = names.iter().map(find).collect::<Result<_>>()?;
+    let programs = built.iter().filter(|(kind, ..)| kind == "bin").map(|(.., path)| path.clone()).collect();
+    // Cargo's `CARGO_TARGET_TMPDIR`.
+    Ok(Tests { executables, programs, scratch: tools::target().join("tmp") })
+}
+
+/// Kind, name and path of the executable that a message of cargo's tells of.
+fn executable(message: &str) -> Option<(String, String, PathBuf)> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let target = &message["target"];
+    let kind = target["kind"].get(0)?.as_str()?.to_owned();
+    Some((kind, target["name"].as_str()?.to_owned(), message["executable"].as_str()?.into()))
+}
+
 /// What cargo's messages say of the agent.
 #[derive(Debug, Default)]
 struct Built {

@@ -3,10 +3,12 @@
 mod cargo;
 mod check;
 mod demo;
+mod guest;
 mod setup;
 mod step;
 mod test;
 mod truth;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -26,20 +28,23 @@ enum Verb {
     /// Check formatting, lints and manifests, and run the tests that need no privileges
     Check,
     /// Set up, then pass every check and every test, the privileged ones included
-    Test,
+    Test(test::Options),
     /// Set up, build, and measure a real proxy under load; the results are left in target/demo
     Demo(demo::Options),
     /// Compare the agent with packets captured on both sides of real proxies under load
     Truth(truth::Options),
+    /// Set up, build, and load every program; how many instructions each takes to verify, against the budget
+    Verify,
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Check => check::run(),
-        Verb::Test => test::run(),
+        Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Truth(options) => truth::run(&options),
+        Verb::Verify => verify::run(),
     };
     match done {
         Ok(code) => code,

@@ -20,9 +20,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// # Errors
 /// When it fails: one line with what failed, the command's own reason, `remedy` and the log.
 pub fn run(what: &str, log_name: &str, command: &Command, remedy: &str) -> Result<()> {
+    let log = log(log_name);
     let dir = logs()?;
     let mut child = Child::start(log_name, command, &dir)?;
-    let log = dir.join(format!("{log_name}.log"));
     let started = Instant::now();
     let line = Line::new(what);
     let status = loop {
@@ -43,9 +43,17 @@ pub fn run(what: &str, log_name: &str, command: &Command, remedy: &str) -> Resul
     Ok(())
 }
 
-/// Where the steps' logs are.
+/// Where the output of the step of that log name is.
+pub fn log(log_name: &str) -> PathBuf {
+    folder().join(format!("{log_name}.log"))
+}
+
+fn folder() -> PathBuf {
+    tools::tools().join("log")
+}
+
 fn logs() -> Result<PathBuf> {
-    let dir = tools::tools().join("log");
+    let dir = folder();
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     Ok(dir)
 }

@@ -7,18 +7,28 @@ use anyhow::{Context as _, Result};
 use bed::process::Child;
 use bed::tools;
 
-use crate::{cargo, check, setup, truth};
+use crate::{cargo, check, guest, setup, truth};
+
+/// What can be chosen.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Test inside this kernel instead of the running one, in an emulated machine: debian-6.1 (the newest of the series),
+    /// debian-6.1.0-50, or all that Debian's suites offer here; repeatable
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Vec<String>,
+}
 
 /// What the lines `test result: ok. 3 passed; 0 failed; 0 ignored; ...` add up to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+pub struct Tally {
+    pub passed: u64,
+    pub failed: u64,
+    pub ignored: u64,
 }
 
 impl Tally {
-    fn note(&mut self, line: &str) {
+    /// Takes a line of a test executable's output into account.
+    pub fn note(&mut self, line: &str) {
         let Some(counts) = line.strip_prefix("test result: ") else { return };
         // The first is behind the verdict: `ok. 3 passed`.
         for count in counts.split([';', '.']) {
@@ -38,13 +48,35 @@ impl Tally {
     }
 }
 
+impl Tally {
+    /// Takes what others counted into account.
+    pub fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+
+    /// Says `N passed, N failed`; a test that was left out is a failure.
+    pub fn conclude(&self) -> ExitCode {
+        if self.ignored > 0 {
+            eprintln!("error: {} tests are marked to be ignored; here every test counts", self.ignored);
+        }
+        let failed = self.failed + self.ignored;
+        println!("{} passed, {failed} failed", self.passed);
+        if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
 /// The verb. The last line is `N passed, N failed`: all tests of all executables and the combinations of proxy and
 /// protocol that are compared with the wire, where a check (formatting, lints, manifests) that fails, a test that was
 /// left out, and an executable that ended without a result are failures.
 ///
 /// # Errors
 /// When setting up or building fails: then nothing was tested.
-pub fn run() -> Result<ExitCode> {
+pub fn run(options: &Options) -> Result<ExitCode> {
+    if !options.kernel.is_empty() {
+        return guest::run(&options.kernel);
+    }
     setup::ensure()?;
     let agent = cargo::agent()?;
     let checks = check::failed(check::STATIC);
@@ -72,15 +104,11 @@ pub fn run() -> Result<ExitCode> {
     if !checks.is_empty() {
         eprintln!("error: failed: {}", checks.join(", "));
     }
-    if tally.ignored > 0 {
-        eprintln!("error: {} tests are marked to be ignored; here every test counts", tally.ignored);
-    }
     if silent {
         eprintln!("error: `cargo test` failed ({status}) beside the tests; see above");
     }
-    let failed = tally.failed + tally.ignored + u64::from(silent) + checks.len() as u64;
-    println!("{} passed, {failed} failed", tally.passed);
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    tally.failed += u64::from(silent) + checks.len() as u64;
+    Ok(tally.conclude())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod cell;
 mod matrix;
 mod options;
+mod pair;
 mod print;
 mod table;
 mod verdict;

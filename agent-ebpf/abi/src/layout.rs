@@ -89,7 +89,8 @@ pub struct Tally {
     pub ambiguous: u64,
     /// Messages without a counterpart.
     pub unmatched: u64,
-    /// Messages the proxy answered itself. They were counted in `seen` when they arrived.
+    /// Messages that end or begin in the proxy: its own answers and requests, control records. They are counted in
+    /// `seen` too.
     pub local: u64,
     /// Messages read and not yet written on.
     pub pending: u64,
@@ -131,6 +132,8 @@ pub const TURN_NONE: u32 = 0;
 pub const TURN_READING: u32 = 1;
 /// The last message-carrying call on the socket was a write.
 pub const TURN_WRITING: u32 = 2;
+/// The last call on the socket was a write for which there was no cause: a control record, or the proxy's own request.
+pub const TURN_OWN: u32 = 3;
 
 /// No crossing awaits its departure on the socket.
 pub const CLASS_NONE: u32 = 0;
@@ -138,6 +141,19 @@ pub const CLASS_NONE: u32 = 0;
 pub const CLASS_EXACT: u32 = 1;
 /// The crossing had several possible causes.
 pub const CLASS_AMBIGUOUS: u32 = 2;
+
+/// Several messages await their departure on the socket.
+pub const CLASS_DRAINED: u32 = 3;
+
+/// Arrivals of segments that a multiplexed socket remembers until they are read.
+pub const NOTED: usize = 8;
+
+/// From here up a socket is taken to carry several messages at once, unless threads share its lane: there a write may
+/// find nothing for other reasons. So late that threads which hand over work are known by then.
+pub const MULTIPLEXED: u32 = 1024;
+
+/// What one write that found nothing pending adds to that; each read takes 1 away.
+pub const STARVED_WEIGHT: u32 = 4;
 
 /// State of one proxy socket, in the kernel only. All zero is a valid start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,10 +174,23 @@ pub struct Socket {
     pub departing_write_ns: u64,
     /// Fallback write hook only: when the first data segment since the last read left.
     pub first_departure_ns: u64,
+    /// Where in its lane the messages of its last read begin, if it is multiplexed.
+    pub batch_start: u64,
+    /// ... and end.
+    pub batch_end: u64,
+    /// Where in its lane the messages begin that await their departure together: `CLASS_DRAINED`.
+    pub drained_start: u64,
+    /// ... and end.
+    pub drained_end: u64,
+    /// When segments arrived, if it is multiplexed.
+    pub noted_ns: [u64; NOTED],
     /// Tag of this socket's message in the pending set; 0 when there is none.
     pub pending_tag: u64,
-    /// Which thread's pending set that is.
-    pub pending_thread: u32,
+    /// Of an opened connection: its name in its lane. Of an accepted one: the name there of the connection that
+    /// brought its last response. 0 when there is none.
+    pub upstream: u64,
+    /// Which lane the pending message is in.
+    pub pending_lane: u32,
     /// The crossing that awaits its departure: `CLASS_*`.
     pub departing_class: u32,
     /// ... sequence number of its first byte.
@@ -174,17 +203,35 @@ pub struct Socket {
     pub proxy_slot: u32,
     /// Process that last used the socket; 0 before the first use.
     pub tgid: u32,
-    /// Thread that last used the socket.
-    pub tid: u32,
-    /// Place of that thread's pending sets; meaningful when `tid` is set.
-    pub thread: u32,
+    /// Whose lane it used last: a thread, or with [`SHARED`] a process; 0 before the first use.
+    pub owner: u32,
+    /// Place of that lane; meaningful when `owner` is set.
+    pub lane: u32,
     /// A number of its own, as good as unique, never 0.
     pub id: u32,
     /// Of an opened connection: the accepted one whose request it carries if all are paired in order; 0 if none.
     pub downstream: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// First byte that was not read when last looked at; 0 when it is not known.
+    pub copied_seq: u32,
+    /// Messages since it last went from one thread to another.
+    pub settled: u32,
+    /// How much speaks for it carrying several messages at once; from [`MULTIPLEXED`] up it is taken to.
+    pub multiplexed: u32,
+    /// How many arrivals were noted, modulo 2^32.
+    pub noted: u32,
+    /// How many of them were taken.
+    pub noted_taken: u32,
+    /// Sequence numbers behind the segments whose arrivals are noted.
+    pub noted_end: [u32; NOTED],
+    /// 1 while it is among those that its lane counts as waiting for a response.
+    pub waits: u32,
+    /// How many messages await their departure together.
+    pub drained_count: u32,
 }
+
+/// Marks the owner of a lane as a process whose threads share it. Thread ids have 22 bits (`PID_MAX_LIMIT` of the
+/// kernel's include/linux/threads.h).
+pub const SHARED: u32 = 1 << 31;
 
 const _: () = {
     use core::mem::{offset_of, size_of};
@@ -194,8 +241,8 @@ const _: () = {
     assert!(offset_of!(Tally, lost) == 64);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == 8 * 8 + 12 * 4);
-    assert!(offset_of!(Socket, pending_thread) == 64);
+    assert!(size_of::<Socket>() == (13 + NOTED) * 8 + (17 + NOTED) * 4 + 4);
+    assert!(offset_of!(Socket, pending_lane) == (13 + NOTED) * 8);
 };
 
 #[cfg(feature = "user")]

@@ -4,8 +4,10 @@
 #![no_std]
 
 pub mod bucket;
+pub mod lane;
 pub mod layout;
 pub mod names;
 mod order;
 pub mod pending;
-pub mod thread;
+pub mod upstreams;
+pub mod word;

@@ -8,11 +8,15 @@ pub const TALLIES: &str = "TALLIES";
 pub const PROXIES: &str = "PROXIES";
 /// `HashMap<u64, u32 slot>`: where proxies listen; the key is [`listener_key`].
 pub const LISTENERS: &str = "LISTENERS";
-/// `HashMap<u32 tid, u32 place>`: proxy threads that have pending sets.
+/// `HashMap<u32 owner, u32 place>`: proxy threads, and processes whose threads share one, that have a lane.
 pub const THREADS: &str = "THREADS";
-/// `Array<Thread>`: the pending sets.
-pub const PENDING: &str = "PENDING";
-/// `Stack<u32>`: places in `PENDING` that are free.
+/// `Array<Lane>`: what each thread has read and not yet written on.
+pub const LANES: &str = "LANES";
+/// `Array<u64>` by proxy slot: how often work was seen to move between its threads.
+pub const MOVES: &str = "MOVES";
+/// `HashMap<u32 tid, Recent>`: threads that share a lane.
+pub const RECENT: &str = "RECENT";
+/// `Stack<u32>`: places in `LANES` that are free.
 pub const FREE_PLACES: &str = "FREE_PLACES";
 /// `RingBuf` of [`ProcessEvent`](crate::layout::ProcessEvent).
 pub const EVENTS: &str = "EVENTS";

@@ -3,18 +3,7 @@
 //! Only the thread that owns a set pushes to it and claims from it; any CPU may end an entry, when the entry's
 //! socket answers or closes. Every step is O(1): the searches are bounded by constants.
 
-/// A 64-bit word that several CPUs may change. All operations are single and relaxed: no entry is published
-/// to another thread, and an entry is ended by one compare-and-swap on its tag.
-pub trait Word {
-    /// Its value now.
-    fn load(&self) -> u64;
-    /// Sets it.
-    fn store(&self, value: u64);
-    /// Adds, wrapping.
-    fn add(&self, value: u64);
-    /// Sets it to `new` if it is `old`; says whether it did.
-    fn swap_if(&self, old: u64, new: u64) -> bool;
-}
+use crate::word::Word;
 
 /// Entries in one set. Connections per thread that can have a message inside the proxy at the same instant.
 pub const ENTRIES: usize = 1024;
@@ -23,7 +12,7 @@ pub const ENTRIES: usize = 1024;
 const CLEAR_STEPS: usize = 32;
 
 /// How many entries at the front one claim may pass over after that.
-const CLAIM_STEPS: usize = 4;
+const TAKE_STEPS: usize = 8;
 
 /// How many dropped entries are passed over in search of the next in order.
 const IN_ORDER_STEPS: usize = 4;
@@ -38,6 +27,12 @@ const PUSH_STEPS: usize = 2;
 /// and only then flush the response downstream (nginx does: `ngx_http_upstream_finalize_request`).
 pub const ORPHAN_GRACE_NS: u64 = 50_000_000;
 
+/// Marks what was read together with other messages: which it was, and whether it was one, is not known.
+pub const BATCH: u64 = 1 << 63;
+
+/// How many messages one write of a multiplexed connection may carry on.
+pub const DRAIN: usize = 16;
+
 const STATE_BITS: u32 = 2;
 const LIVE: u64 = 1;
 const ORPHAN: u64 = 2;
@@ -50,10 +45,16 @@ const DROPPED: u64 = 0;
 #[repr(C)]
 pub struct Entry<W> {
     tag: W,
-    arrival_ns: W,
-    read_ns: W,
-    /// Which downstream socket a request came from, or a response should go to if all were paired in order.
-    downstream: W,
+    pub(crate) arrival_ns: W,
+    pub(crate) read_ns: W,
+    /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits.
+    pub(crate) downstream: W,
+    /// Which thread read it last, where threads share the set.
+    pub(crate) thread: W,
+    /// Of a request: name of the connection it took off the stack, 0 if none was free.
+    pub(crate) pooled: W,
+    /// Name of the connection that a request was written to, or that a response came from; 0 if there is none yet.
+    pub(crate) upstream: W,
 }
 
 /// Messages of one thread and one direction.
@@ -68,48 +69,57 @@ pub struct Pending<W> {
     pub(crate) live: W,
     /// Position that would be claimed next if all were claimed in order.
     pub(crate) in_order: W,
+    /// Always zero: see [`Pending::blur`].
+    zero: W,
     pub(crate) entries: [Entry<W>; ENTRIES],
 }
 
 /// What a claim found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claim {
-    /// The message taken, if there was one.
-    pub found: Found,
-    /// Orphans that were too old and were ended on the way.
-    pub expired: u64,
+    /// Tag of the message taken; 0 if there is none.
+    pub tag: u64,
+    /// When it arrived; 0 when that was not seen.
+    pub arrival_ns: u64,
+    /// When it was read.
+    pub read_ns: u64,
+    /// True if it was the only one.
+    pub alone: bool,
+    /// Name of the connection that a response came from; 0 for a request.
+    pub upstream: u64,
     /// The downstream socket of the message that is next in order, whichever was taken.
     pub downstream: u64,
+    /// Orphans that were too old and were ended on the way.
+    pub expired: u64,
+    /// True if it was read together with others ([`BATCH`]): it was not counted as seen then.
+    pub batch: bool,
+    /// True if there may be a message behind more ended entries than a claim may pass over.
+    pub too_far: bool,
 }
 
-/// The message a claim took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// The oldest message.
-    Message {
-        /// When it arrived; 0 when that was not seen.
-        arrival_ns: u64,
-        /// When it was read.
-        read_ns: u64,
-        /// True if it was the only one.
-        alone: bool,
-    },
-    /// There is none.
-    Nothing,
-    /// There may be one behind more ended entries than a claim may pass over.
-    TooFar,
+/// What a write of a multiplexed connection has taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// The first position of the range it is in.
+    pub start: u64,
+    /// The position behind it.
+    pub end: u64,
+    /// Messages that were read alone.
+    pub singles: u64,
+    /// Messages that were read together with others.
+    pub batches: u64,
 }
 
 impl<W: Word> Pending<W> {
     #[inline(always)]
-    pub(crate) fn push(&self, arrival_ns: u64, read_ns: u64, downstream: u64) -> Option<u64> {
-        let tail = self.tail.load();
+    pub(crate) fn push(&self, arrival_ns: u64, read_ns: u64, downstream: u64, upstream: u64) -> Option<u64> {
         let mut head = self.head.load();
+        let tail = self.tail.load();
         if self.live.load() == 0 {
             self.in_order.store(tail);
         }
         for _ in 0..PUSH_STEPS {
-            if head != tail && is_over(self.entry(head).tag.load()) {
+            if head != tail && is_over(head, self.entry(head).tag.load()) {
                 head += 1;
             }
         }
@@ -117,14 +127,17 @@ impl<W: Word> Pending<W> {
         if tail - head >= ENTRIES as u64 {
             return None;
         }
-        let entry = self.entry(tail);
+        let position = self.tail.fetch_add(1);
+        let entry = self.entry(position);
         entry.arrival_ns.store(arrival_ns);
         entry.read_ns.store(read_ns);
         entry.downstream.store(downstream);
-        entry.tag.store(tag(tail, LIVE));
-        self.tail.store(tail + 1);
+        entry.thread.store(0);
+        entry.pooled.store(0);
+        entry.upstream.store(upstream);
         self.live.add(1);
-        Some(tag(tail, LIVE))
+        entry.tag.store(tag(position, LIVE));
+        Some(tag(position, LIVE))
     }
 
     /// Clears ended entries away from the front; the position of the oldest that is left.
@@ -133,13 +146,19 @@ impl<W: Word> Pending<W> {
         let tail = self.tail.load();
         let mut head = self.head.load();
         for _ in 0..CLEAR_STEPS {
-            if head == tail || !is_over(self.entry(head).tag.load()) {
+            if head == tail || !is_over(head, self.entry(head).tag.load()) {
                 break;
             }
             head += 1;
         }
         self.head.store(head);
-        head
+        self.blur(head)
+    }
+
+    /// The position of the oldest entry that was not cleared away.
+    #[inline(always)]
+    pub(crate) fn front(&self) -> u64 {
+        self.blur(self.head.load())
     }
 
     /// The downstream socket of the message that would be claimed next in order; 0 if there is none.
@@ -156,6 +175,12 @@ impl<W: Word> Pending<W> {
         if position < tail { self.entry(position).downstream.load() } else { 0 }
     }
 
+    /// The tag of the message at `position`, if it is live.
+    #[inline(always)]
+    pub(crate) fn live_tag(&self, position: u64) -> Option<u64> {
+        (self.entry(position).tag.load() == tag(position, LIVE)).then_some(tag(position, LIVE))
+    }
+
     /// When the message at `position` was read, if it is live.
     #[inline(always)]
     pub(crate) fn live_read_ns(&self, position: u64) -> Option<u64> {
@@ -164,64 +189,155 @@ impl<W: Word> Pending<W> {
             .then(|| entry.read_ns.load())
     }
 
-    /// Takes any live message from `start` up to `end`; `None` if none was hit upon.
+    /// The same value, of which the kernel's verifier knows nothing. It follows every value that it knows down every
+    /// path; behind this, paths that differ in what they found are one again.
     #[inline(always)]
-    pub(crate) fn claim_any(&self, start: u64, end: u64, mut random: u32) -> Option<Claim> {
-        let span = end.checked_sub(start)?;
-        if span < 2 {
-            return None;
-        }
-        let alone = self.live.load() == 1;
-        for _ in 0..ANY_STEPS {
-            let position = start + u64::from(random).checked_rem(span)?;
-            // The multiplier of a full-period generator modulo 2^32 (Numerical Recipes, 3rd ed., 7.1).
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let entry = self.entry(position);
-            if entry.tag.swap_if(tag(position, LIVE), tag(position, CLAIMED)) {
-                self.live.add(u64::MAX);
-                let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
-                return Some(Claim {
-                    found: Found::Message { arrival_ns, read_ns, alone },
-                    expired: 0,
-                    downstream: 0,
-                });
-            }
-        }
-        None
+    pub fn blur(&self, value: u64) -> u64 {
+        value ^ self.zero.load()
     }
 
-    /// Takes the oldest message.
+    /// Takes the message of this tag, if it can still be claimed. Returns its tag, or 0.
     #[inline(always)]
-    pub(crate) fn claim_oldest(&self, now_ns: u64) -> Claim {
+    pub(crate) fn take(&self, pushed_tag: u64) -> u64 {
+        let position = pushed_tag >> STATE_BITS;
+        let entry = self.entry(position);
+        let state = entry.tag.load();
+        let claimable = pushed_tag != 0 && (state == tag(position, LIVE) || state == tag(position, ORPHAN));
+        if claimable && entry.tag.swap_if(state, tag(position, CLAIMED)) {
+            self.live.add(u64::MAX);
+            pushed_tag
+        } else {
+            0
+        }
+    }
+
+    /// Takes any live message from `start` up to `end`. Returns its tag, or 0 if none was hit upon.
+    #[inline(always)]
+    pub(crate) fn take_any(&self, start: u64, end: u64, mut random: u32) -> u64 {
+        let span = end.wrapping_sub(start);
+        if end <= start || span < 2 {
+            return 0;
+        }
+        for _ in 0..ANY_STEPS {
+            let position = start + u64::from(random).checked_rem(span).unwrap_or(0);
+            // The multiplier of a full-period generator modulo 2^32 (Numerical Recipes, 3rd ed., 7.1).
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if self.entry(position).tag.swap_if(tag(position, LIVE), tag(position, CLAIMED)) {
+                self.live.add(u64::MAX);
+                return tag(position, LIVE);
+            }
+        }
+        0
+    }
+
+    /// The message of this tag, also when it was claimed or ended, until its place is used again.
+    #[inline(always)]
+    pub(crate) fn remembered(&self, pushed_tag: u64) -> Option<&Entry<W>> {
+        let position = pushed_tag >> STATE_BITS;
+        let entry = self.entry(position);
+        (pushed_tag != 0 && entry.tag.load() >> STATE_BITS == position).then_some(entry)
+    }
+
+    /// Whether the message of this tag is live.
+    #[inline(always)]
+    pub(crate) fn is_live(&self, pushed_tag: u64) -> bool {
+        pushed_tag != 0 && self.of(pushed_tag).tag.load() == pushed_tag
+    }
+
+    /// The position of the message of this tag, whatever became of it, until its place is used again.
+    #[inline(always)]
+    pub(crate) fn position(&self, pushed_tag: u64) -> Option<u64> {
+        self.remembered(pushed_tag).map(|_| pushed_tag >> STATE_BITS)
+    }
+
+    /// Takes the oldest message: only tag, `expired` and `too_far` of the claim are filled in.
+    #[inline(always)]
+    pub(crate) fn take_oldest(&self, now_ns: u64) -> Claim {
         let tail = self.tail.load();
         let mut head = self.head.load();
-        let mut found = Found::TooFar;
-        let mut expired = 0;
-        for _ in 0..CLAIM_STEPS {
+        let mut claim = Claim { too_far: true, ..Claim::default() };
+        for _ in 0..TAKE_STEPS {
             if head == tail {
-                found = Found::Nothing;
+                claim.too_far = false;
                 break;
             }
             let entry = self.entry(head);
             let read_ns = entry.read_ns.load();
             let state = entry.tag.load();
+            if state >> STATE_BITS < head {
+                // Another thread is just pushing it.
+                break;
+            }
             let fresh = state == tag(head, LIVE) || now_ns.saturating_sub(read_ns) <= ORPHAN_GRACE_NS;
             let becomes = if fresh { CLAIMED } else { DROPPED };
-            let ended = is_over(state) || !entry.tag.swap_if(state, tag(head, becomes));
+            let ended = is_over(head, state) || !entry.tag.swap_if(state, tag(head, becomes));
             head += 1;
             if ended {
                 continue;
             }
-            let alone = self.live.load() == 1;
             self.live.add(u64::MAX);
             if fresh {
-                found = Found::Message { arrival_ns: entry.arrival_ns.load(), read_ns, alone };
+                claim.tag = tag(head - 1, LIVE);
+                claim.too_far = false;
                 break;
             }
-            expired += 1;
+            claim.expired += 1;
         }
         self.head.store(head);
-        Claim { found, expired, downstream: 0 }
+        claim
+    }
+
+    /// Takes every message, up to [`DRAIN`] of them, for the connection of that mark. Returns where they lie: some in
+    /// between may not be its own, see [`Pending::drained`].
+    #[inline(always)]
+    pub fn drain(&self, mark: u64) -> Drained {
+        let tail = self.tail.load();
+        let start = self.clear_front();
+        let mut drained = Drained { start, end: start, singles: 0, batches: 0 };
+        for _ in 0..DRAIN {
+            if drained.end >= tail {
+                break;
+            }
+            let position = drained.end;
+            drained.end += 1;
+            if self.take(tag(position, LIVE)) != 0 {
+                let entry = self.entry(position);
+                entry.upstream.store(mark);
+                let batch = entry.downstream.load() >> BATCH.trailing_zeros();
+                drained.batches += batch;
+                drained.singles += 1 - batch;
+            }
+        }
+        self.head.store(drained.end);
+        drained.end = self.blur(drained.end);
+        drained.singles = self.blur(drained.singles);
+        drained.batches = self.blur(drained.batches);
+        drained
+    }
+
+    /// When the message at this position arrived and was read, if the connection of that mark drained it.
+    #[inline(always)]
+    pub fn drained(&self, position: u64, mark: u64) -> Option<(u64, u64)> {
+        let entry = self.entry(position);
+        let own = entry.tag.load() == tag(position, CLAIMED) && entry.upstream.load() == mark;
+        own.then(|| (entry.arrival_ns.load(), entry.read_ns.load()))
+    }
+
+    /// Adds what was read together with others. Returns its position.
+    #[inline(always)]
+    pub fn push_batch(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
+        self.push(arrival_ns, read_ns, BATCH, 0).map(|pushed| pushed >> STATE_BITS)
+    }
+
+    /// Forgets the message at this position, if it was read together with others and nobody has claimed it.
+    #[inline(always)]
+    pub fn forget(&self, position: u64) {
+        let entry = self.entry(position);
+        if entry.downstream.load() & BATCH != 0
+            && entry.tag.swap_if(tag(position, LIVE), tag(position, DROPPED))
+        {
+            self.live.add(u64::MAX);
+        }
     }
 
     /// Ends a message that will not be written on. False if it was claimed or ended before.
@@ -251,6 +367,12 @@ impl<W: Word> Pending<W> {
             .then(|| entry.read_ns.load())
     }
 
+    /// Whether a message waits.
+    #[inline(always)]
+    pub fn any_live(&self) -> bool {
+        self.live.load() != 0
+    }
+
     /// When the newest message was read, whatever became of it; 0 if there never was one.
     #[inline(always)]
     pub fn newest_read_ns(&self) -> u64 {
@@ -275,17 +397,27 @@ impl<W: Word> Pending<W> {
         live
     }
 
+    /// The message of a tag that was just taken.
+    #[inline(always)]
+    pub(crate) fn of(&self, pushed_tag: u64) -> &Entry<W> {
+        self.entry(pushed_tag >> STATE_BITS)
+    }
+
     #[inline(always)]
     pub(crate) fn entry(&self, position: u64) -> &Entry<W> {
         &self.entries[position as usize % ENTRIES]
     }
 }
 
-/// Claimed or dropped: no longer to be claimed.
+/// Claimed, dropped or forgotten: no longer to be claimed. One that another thread is just pushing has an earlier
+/// message's tag.
 #[inline(always)]
-const fn is_over(tag: u64) -> bool {
-    let state = tag & ((1 << STATE_BITS) - 1);
-    state == CLAIMED || state == DROPPED
+const fn is_over(position: u64, tag: u64) -> bool {
+    // In one comparison: three in a loop are more paths than kernels before 6.3 can verify. From `tag(position, 0)` on
+    // it is 0 dropped, 1 live, 2 an orphan, 3 claimed, above that of a later message, below of an earlier one.
+    let beyond = tag.wrapping_sub(position << STATE_BITS);
+    let not_earlier = (beyond >> 63).wrapping_sub(1);
+    (beyond.wrapping_sub(LIVE) >> 1) & not_earlier != 0
 }
 
 #[inline(always)]

@@ -7,35 +7,91 @@ use std::process::ExitCode;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
 
-use super::CliError;
+use super::{CliError, Format, ProbeArgs};
 use crate::measure::MeasureError;
 use crate::probe::btf::VMLINUX;
 use crate::probe::{Options, ProbeError, Probes, Verdict, capability};
+use crate::window::ProgramRun;
 
-pub(super) fn run(options: &Options) -> Result<ExitCode, CliError> {
-    print(&abilities().to_string())?;
-    let probes = Probes::attach(options).map_err(MeasureError::Probe)?;
-    let mut table = plain(&["program", "hook", "verdict", "why"]);
-    for run in probes.runs() {
-        let why = match &run.verdict {
-            Verdict::Attached => "works".to_owned(),
-            Verdict::NotNeeded => "a better hook for the same stamp works".to_owned(),
-            Verdict::Unsupported(reason) | Verdict::Failed(reason) => reason.clone(),
-        };
-        table.add_row([run.program, run.hook, run.verdict.as_str(), &why]);
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    probes: ProbeArgs,
+    /// What to print: two tables, or the programs as JSON.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+/// One program.
+#[derive(Serialize)]
+struct Row {
+    program: &'static str,
+    /// `tp_btf` or `fentry`.
+    kind: &'static str,
+    /// The tracepoint or function.
+    hook: &'static str,
+    verdict: &'static str,
+    why: String,
+    /// How many instructions the kernel looked at to verify it; absent if it was not loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified_instructions: Option<u32>,
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode, CliError> {
+    if let Format::Table = args.format {
+        print(&abilities().to_string())?;
     }
-    print(&format!("\n{table}\n"))?;
+    let options = Options { load_all: true, ..args.probes.options() };
+    let probes = Probes::attach(&options).map_err(MeasureError::Probe)?;
+    let rows: Vec<_> = probes.runs().into_iter().map(|run| Row::new(&run, &probes)).collect();
+    match args.format {
+        Format::Table => print(&format!("\n{}\n", table(&rows)))?,
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&rows);
+            print(&text.map_err(|error| CliError::Print(error.into()))?)?;
+        }
+    }
     match probes.measures_hops() {
         Ok(()) => {
-            print("hops can be measured")?;
+            if let Format::Table = args.format {
+                print("hops can be measured")?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(ProbeError::Hook { program, hook, reason }) => Err(CliError::Doctor(format!(
-            "{program} ({hook}): {reason}; Linux 6.3 or later with these tracepoints is needed"
+            "{program} ({hook}): {reason}; Linux 6.3 or later, or one that takes fentry programs, is needed"
         ))),
         Err(error) => Err(MeasureError::Probe(error).into()),
     }
+}
+
+impl Row {
+    fn new(run: &ProgramRun, probes: &Probes) -> Self {
+        let why = match &run.verdict {
+            Verdict::Attached => "works".to_owned(),
+            Verdict::NotNeeded => "would work; a better hook for the same stamp does".to_owned(),
+            Verdict::Unsupported(reason) | Verdict::Failed(reason) => reason.clone(),
+        };
+        Self {
+            program: run.program,
+            kind: run.hook.kind(),
+            hook: run.hook.name(),
+            verdict: run.verdict.as_str(),
+            why,
+            verified_instructions: probes.verified_instructions(run.program),
+        }
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = plain(&["program", "kind", "hook", "verdict", "instructions", "why"]);
+    for row in rows {
+        let instructions = row.verified_instructions.map_or("-".to_owned(), |count| count.to_string());
+        table.add_row([row.program, row.kind, row.hook, row.verdict, &instructions, &row.why]);
+    }
+    table
 }
 
 /// What the kernel and this process have, whether or not the probes load.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
 use crate::discover::{DiscoverError, Target};
@@ -29,7 +29,14 @@ enum Verb {
     /// Measure all the time and let Prometheus scrape it.
     Daemon(daemon::Args),
     /// Say what this kernel can do and what became of each probe.
-    Doctor(ProbeArgs),
+    Doctor(doctor::Args),
+}
+
+/// How a verb prints what it found.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Table,
+    Json,
 }
 
 /// What all verbs that load probes take.
@@ -82,7 +89,7 @@ impl Cli {
         let outcome = match self.verb {
             Verb::Run(args) => run::run(args).await,
             Verb::Daemon(args) => daemon::run(args).await,
-            Verb::Doctor(args) => doctor::run(&args.options()),
+            Verb::Doctor(args) => doctor::run(&args),
         };
         outcome.unwrap_or_else(|error| {
             eprintln!("smp-agent: {error}");
@@ -93,7 +100,7 @@ impl Cli {
 
 impl ProbeArgs {
     fn options(&self) -> Options {
-        Options { max_proxies: self.max_proxies, without: self.without.clone() }
+        Options { max_proxies: self.max_proxies, without: self.without.clone(), load_all: false }
     }
 }
 

@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
-use clap::ValueEnum;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use uuid::Uuid;
 
-use super::{CliError, MeasureArgs};
+use super::{CliError, Format, MeasureArgs};
 use crate::document::Document;
 use crate::measure::Measurement;
 use crate::node::Node;
@@ -44,12 +43,6 @@ pub(super) struct Args {
     /// The load generator to run inside the window. Its exit code becomes the agent's.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    Table,
-    Json,
 }
 
 /// How the window ended.

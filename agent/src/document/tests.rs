@@ -29,7 +29,7 @@ pub(crate) fn window() -> Window {
     };
     let program = |program, verdict, run_count| ProgramRun {
         program,
-        hook: "sock_recv_length",
+        hook: crate::probe::programs::Hook::Tracepoint("sock_recv_length"),
         verdict,
         run_ns: 100 * run_count,
         run_count,
@@ -173,7 +173,7 @@ fn warnings_for_programs_and_clamped_values() {
     window.proxies[0].hops[0].record(61_000_000_000);
     let warnings = document(&window).warnings;
     assert_eq!(warnings.len(), 3);
-    assert_eq!(warnings[0], "program arrival on sock_recv_length is not attached: permission denied");
+    assert_eq!(warnings[0], "program arrival on tp_btf/sock_recv_length is not attached: permission denied");
     assert!(warnings[1].contains("skipped 18 times (0.100 % of its events)"), "{warnings:?}");
     assert!(warnings[2].contains("1 samples above 60 s"), "{warnings:?}");
 }

@@ -169,7 +169,7 @@ impl Page<'_> {
     }
 
     fn programs(&mut self, programs: &[ProgramRun]) -> Result<(), Error> {
-        let labels = |run: &ProgramRun| [("program", run.program), ("hook", run.hook)];
+        let labels = |run: &ProgramRun| [("program", run.program), ("hook", run.hook.name())];
         let help = "1 for what became of the program: attached, not_needed, unsupported or failed";
         let mut family = self.family("smp_bpf_program_verdict", None, MetricType::Gauge, help)?;
         for run in programs {

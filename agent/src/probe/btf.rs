@@ -21,6 +21,7 @@ const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -112,6 +113,13 @@ impl Btf {
         self.typedefs.contains_key(&format!("btf_trace_{name}"))
     }
 
+    /// True if the kernel has this function and describes it.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.types.iter().any(|&at| {
+            self.record(at).is_ok_and(|record| record.kind == KIND_FUNC && self.is_name(record.name, name))
+        })
+    }
+
     /// Offset in bits and type of a member, looking into anonymous members.
     fn member(&self, id: u32, name: &str) -> Option<(u32, u32)> {
         let at = *self.types.get(id.checked_sub(1)? as usize)?;
@@ -163,6 +171,11 @@ impl Btf {
         })
     }
 
+    fn is_name(&self, offset: u32, name: &str) -> bool {
+        let rest = self.bytes.get(self.strings + offset as usize..);
+        rest.and_then(|rest| rest.strip_prefix(name.as_bytes())).is_some_and(|rest| rest.first() == Some(&0))
+    }
+
     fn name(&self, offset: u32) -> Result<String, BtfError> {
         let start = self.strings + offset as usize;
         let rest = self.bytes.get(start..).ok_or(BtfError::Short { at: start })?;
@@ -207,7 +220,7 @@ mod tests {
     use super::*;
 
     /// BTF of: `struct inner { int a; int b; }; typedef struct inner alias;`
-    /// `struct outer { int x; union { int u; alias named; }; int bits:3; }; typedef int btf_trace_thing;`
+    /// `struct outer { int x; union { int u; alias named; }; int bits:3; }; typedef int btf_trace_thing; void act(void);`
     fn sample() -> Vec<u8> {
         let mut strings = vec![0];
         let mut text = |name: &str| {
@@ -224,6 +237,8 @@ mod tests {
         types.extend([text("outer"), 1 << 31 | KIND_STRUCT << 24 | 3, 16]);
         types.extend([text("x"), 1, 0, 0, 4, 32, text("bits"), 1, 3 << 24 | 0x60]);
         types.extend([text("btf_trace_thing"), KIND_TYPEDEF << 24, 1]);
+        types.extend([0, KIND_FUNC_PROTO << 24, 0]);
+        types.extend([text("act"), KIND_FUNC << 24, 7]);
         let types_bytes = types.len() as u32 * 4;
         let header = [24, 0, types_bytes, types_bytes, strings.len() as u32];
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
@@ -248,6 +263,8 @@ mod tests {
         assert_eq!(btf.offset_of("nothing", &["x"]), None);
         assert_eq!(btf.offset_of("outer", &["x", "deeper"]), None);
         assert!(btf.has_tracepoint("thing") && !btf.has_tracepoint("other"));
+        assert!(btf.has_function("act") && !btf.has_function("ac") && !btf.has_function("action"));
+        assert!(!btf.has_function("outer"));
     }
 
     #[test]

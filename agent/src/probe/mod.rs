@@ -5,45 +5,26 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, Stack};
-use aya::programs::tp_btf::BtfTracePointLinkId;
-use aya::programs::{BtfTracePoint, ProgramError};
+use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
-use aya::{Ebpf, EbpfError, EbpfLoader};
-use smp_agent_abi::layout::{SERIES_PER_PROXY, Series, Tally};
+use aya::{Ebpf, EbpfError};
+use smp_agent_abi::layout::{Series, Tally};
 use smp_agent_abi::names;
 use thiserror::Error;
 
 pub mod btf;
 pub mod capability;
+mod load;
 pub mod offsets;
 pub mod programs;
+mod verdict;
+
+pub use verdict::Verdict;
 
 use crate::window::ProgramRun;
 use btf::{Btf, BtfError, VMLINUX};
-use programs::{PROGRAMS, Program, WRITE_RETURN};
-
-/// The object, empty in a build without a BPF toolchain.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/smp-agent-ebpf"));
-
-/// Threads with pending sets per proxy, on average. 64 KiB of kernel memory each.
-const THREADS_PER_PROXY: u32 = 4;
-/// Processes that belong to proxies, per proxy, on average: workers are processes for some.
-const PROCESSES_PER_PROXY: u32 = 64;
-/// Listening ports of proxies, per proxy, on average.
-const LISTENERS_PER_PROXY: u32 = 64;
-
-/// What became of one program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Loaded and attached to its hook.
-    Attached,
-    /// Not needed: a better hook for the same stamp is attached.
-    NotNeeded,
-    /// This kernel lacks what it needs; the reason says what.
-    Unsupported(String),
-    /// It should have worked and did not; the reason is the kernel's.
-    Failed(String),
-}
+use load::Link;
+use programs::{Hook, PROGRAMS, Program};
 
 /// Why nothing can be measured.
 #[derive(Debug, Error)]
@@ -93,7 +74,7 @@ pub enum ProbeError {
         /// The program that was refused last for that stamp.
         program: &'static str,
         /// Its hook.
-        hook: &'static str,
+        hook: Hook,
         /// Why.
         reason: String,
     },
@@ -103,7 +84,7 @@ pub enum ProbeError {
 pub struct Probes {
     ebpf: Ebpf,
     verdicts: Vec<Verdict>,
-    links: Vec<(&'static str, BtfTracePointLinkId)>,
+    links: Vec<(&'static str, Link)>,
     max_proxies: u32,
     /// Keeps the kernel's run-time statistics on.
     _statistics: Option<OwnedFd>,
@@ -116,13 +97,15 @@ pub struct Options {
     pub max_proxies: u32,
     /// Programs not to use although they work, so that their fallbacks are.
     pub without: Vec<String>,
+    /// Load the programs too that are not needed, so that it shows whether they could be used.
+    pub load_all: bool,
 }
 
 impl Probes {
     /// Loads all programs and attaches those that are needed. A program that cannot be had is a verdict, not
     /// an error; whether hops can be measured is [`Probes::measures_hops`]'s to say.
     pub fn attach(options: &Options) -> Result<Self, ProbeError> {
-        if OBJECT.is_empty() {
+        if load::OBJECT.is_empty() {
             return Err(ProbeError::NoProbes);
         }
         let missing = capability::missing();
@@ -132,8 +115,8 @@ impl Probes {
         let bytes = fs::read(VMLINUX).map_err(|source| ProbeError::NoBtf { source })?;
         let btf = Btf::parse(bytes)?;
         let kernel = aya::Btf::from_sys_fs().map_err(EbpfError::BtfError)?;
-        let mut verdicts = choose(&btf, &options.without);
-        let ebpf = load(&btf, &kernel, &mut verdicts, options)?;
+        let mut verdicts = load::choose(&btf, &options.without);
+        let ebpf = load::load(&btf, &kernel, &mut verdicts, options)?;
         // Refused without CAP_SYS_ADMIN: then the agent's own cost is reported as unknown.
         let statistics = enable_stats(Stats::RunTime).ok();
         let mut probes = Self {
@@ -180,6 +163,12 @@ impl Probes {
             }
         };
         PROGRAMS.iter().zip(&self.verdicts).map(run).collect()
+    }
+
+    /// How many instructions the kernel looked at to verify a program; `None` if it is not loaded, or the kernel
+    /// (before Linux 5.16) does not say.
+    pub fn verified_instructions(&self, program: &str) -> Option<u32> {
+        self.ebpf.program(program)?.info().ok()?.verified_instruction_count()
     }
 
     /// How many proxies can be followed.
@@ -234,7 +223,7 @@ impl Probes {
 
     /// All places of pending sets are free at the start.
     fn free_places(&mut self) -> Result<(), ProbeError> {
-        let places = self.max_proxies * THREADS_PER_PROXY;
+        let places = self.max_proxies * load::THREADS_PER_PROXY;
         let mut free: Stack<&mut MapData, u32> = self.map_mut(names::FREE_PLACES)?;
         (0..places)
             .rev()
@@ -247,9 +236,9 @@ impl Probes {
             if *verdict != Verdict::Attached {
                 continue;
             }
-            match tracepoint(&mut self.ebpf, program.name).and_then(BtfTracePoint::attach) {
+            match load::attach(&mut self.ebpf, program) {
                 Ok(link) => self.links.push((program.name, link)),
-                Err(error) => *verdict = Verdict::Failed(chain(&error)),
+                Err(error) => *verdict = Verdict::of(program.hook, &error),
             }
         }
     }
@@ -257,8 +246,7 @@ impl Probes {
     /// Detaches all programs, the last attached first; what they counted stays readable, and still.
     pub fn detach(&mut self) -> Result<(), ProbeError> {
         while let Some((program, link)) = self.links.pop() {
-            let detached = tracepoint(&mut self.ebpf, program).and_then(|loaded| loaded.detach(link));
-            detached.map_err(|source| ProbeError::Detach { program, source })?;
+            link.detach(&mut self.ebpf, program).map_err(|source| ProbeError::Detach { program, source })?;
         }
         Ok(())
     }
@@ -273,118 +261,5 @@ impl Probes {
             let value = text.lines().find_map(|line| line.strip_prefix(name));
             value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
         })
-    }
-}
-
-/// Which programs to try, by what this kernel has; `Attached` stands for "to be loaded and attached".
-fn choose(btf: &Btf, without: &[String]) -> Vec<Verdict> {
-    let verdict = |program: &Program| {
-        if without.iter().any(|name| name == program.name) {
-            return Verdict::Unsupported("switched off by --without".to_owned());
-        }
-        if !btf.has_tracepoint(program.hook) {
-            return Verdict::Unsupported(format!("this kernel has no tracepoint {}", program.hook));
-        }
-        let mut fields = program.fields.iter().copied().flatten();
-        match fields.find(|field| field.offset_bytes(btf).is_none()) {
-            Some(field) => Verdict::Unsupported(format!("this kernel has no field {}", field.dotted())),
-            None => Verdict::Attached,
-        }
-    };
-    PROGRAMS.iter().map(verdict).collect()
-}
-
-/// Loads the object and, one by one, its programs; of several for one stamp the first that the kernel takes.
-fn load(
-    btf: &Btf,
-    kernel: &aya::Btf,
-    verdicts: &mut [Verdict],
-    options: &Options,
-) -> Result<Ebpf, ProbeError> {
-    let places = options.max_proxies * THREADS_PER_PROXY;
-    let mut loader = EbpfLoader::new();
-    loader
-        .btf(Some(kernel))
-        .map_max_entries(names::SERIES, options.max_proxies * SERIES_PER_PROXY as u32)
-        .map_max_entries(names::TALLIES, options.max_proxies)
-        .map_max_entries(names::PROXIES, options.max_proxies * PROCESSES_PER_PROXY)
-        .map_max_entries(names::LISTENERS, options.max_proxies * LISTENERS_PER_PROXY)
-        .map_max_entries(names::THREADS, places)
-        .map_max_entries(names::PENDING, places)
-        .map_max_entries(names::FREE_PLACES, places);
-    let offsets: Vec<_> = offsets::FIELDS
-        .iter()
-        .map(|field| (field.global, u64::from(field.offset_bytes(btf).unwrap_or_default())))
-        .collect();
-    for (global, offset) in &offsets {
-        loader.override_global(global, offset, true);
-    }
-    let write =
-        |name| PROGRAMS.iter().zip(&*verdicts).any(|(p, v)| p.name == name && *v == Verdict::Attached);
-    let write_after_departure = u64::from(!write("write") && write(WRITE_RETURN));
-    loader.override_global("WRITE_AFTER_DEPARTURE", &write_after_departure, true);
-    let mut ebpf = loader.load(OBJECT)?;
-    for index in 0..PROGRAMS.len() {
-        if verdicts[index] != Verdict::Attached {
-            continue;
-        }
-        let program = &PROGRAMS[index];
-        let earlier = PROGRAMS[..index].iter().zip(&verdicts[..index]);
-        if earlier
-            .into_iter()
-            .any(|(other, verdict)| *verdict == Verdict::Attached && program.replaced_by(other))
-        {
-            verdicts[index] = Verdict::NotNeeded;
-            continue;
-        }
-        let loaded = tracepoint(&mut ebpf, program.name).and_then(|found| found.load(program.hook, kernel));
-        if let Err(error) = loaded {
-            verdicts[index] = Verdict::Failed(chain(&error));
-        }
-    }
-    Ok(ebpf)
-}
-
-fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
-}
-
-/// An error with all its causes on one line. Of a verifier log that is its first line and what it refused,
-/// the last one before its statistics.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    tracing::debug!("{text}");
-    let statistics = ["verification time", "stack depth", "processed ", ": "];
-    let told = |line: &&str| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start));
-    let mut lines = text.lines().map(str::trim).filter(told);
-    match (lines.next(), lines.next_back()) {
-        (Some(first), Some(refused)) => format!("{first} ... {refused}"),
-        (Some(first), None) => first.to_owned(),
-        (None, _) => text,
-    }
-}
-
-impl Verdict {
-    /// The word for it in every output.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Attached => "attached",
-            Self::NotNeeded => "not needed",
-            Self::Unsupported(_) => "unsupported",
-            Self::Failed(_) => "failed",
-        }
-    }
-
-    /// Why, if there is more to say.
-    pub fn reason(&self) -> Option<&str> {
-        match self {
-            Self::Attached | Self::NotNeeded => None,
-            Self::Unsupported(reason) | Self::Failed(reason) => Some(reason),
-        }
     }
 }

@@ -25,6 +25,9 @@ macro_rules! fields {
 fields! {
     SOCK_NUM = "sock"."__sk_common"."skc_num";
     SOCK_NET = "sock"."__sk_common"."skc_net"."net";
+    SOCK_STATE = "sock"."__sk_common"."skc_state";
+    SOCK_OWNED = "sock"."sk_lock"."owned";
+    SOCK_SHUTDOWN = "sock"."sk_shutdown";
     NET_INUM = "net"."ns"."inum";
     TCP_COPIED_SEQ = "tcp_sock"."copied_seq";
     TCP_RCV_NXT = "tcp_sock"."rcv_nxt";

@@ -1,9 +1,14 @@
 //! The programs in the object, the hook of each, and what each is for.
 
+use std::fmt;
+
+use super::btf::Btf;
 use super::offsets::{
     Field, LOCAL_END, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
-    TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
+    SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
 };
+
+use Hook::{Entry, Tracepoint};
 
 /// What a program contributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +19,8 @@ pub enum Purpose {
     Read,
     /// The proxy hands the forwarded message to the outgoing socket.
     Write,
+    /// The same by `sendfile` or `splice`, on kernels where these have a way of their own.
+    WritePages,
     /// Its first segment leaves for the device.
     Departure,
     /// Connections begin and end.
@@ -27,18 +34,58 @@ pub enum Purpose {
 pub struct Program {
     /// Name of its function in the object.
     pub name: &'static str,
-    /// Tracepoint it attaches to.
-    pub hook: &'static str,
+    /// What it attaches to.
+    pub hook: Hook,
     /// What it contributes. Of several programs for one stamp the first that works is attached.
     pub purpose: Purpose,
     /// Kernel fields it reads.
     pub fields: &'static [&'static [Field]],
 }
 
+/// Where in the kernel a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// At a tracepoint, its arguments typed by BTF (`tp_btf`).
+    Tracepoint(&'static str),
+    /// Where a function of the kernel begins (`fentry`).
+    Entry(&'static str),
+}
+
+impl Hook {
+    /// Its name in the kernel.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tracepoint(name) | Self::Entry(name) => name,
+        }
+    }
+
+    /// The kernel's word for the kind of program.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Tracepoint(_) => "tp_btf",
+            Self::Entry(_) => "fentry",
+        }
+    }
+
+    /// True if this kernel has it.
+    pub fn exists(self, btf: &Btf) -> bool {
+        match self {
+            Self::Tracepoint(name) => btf.has_tracepoint(name),
+            Self::Entry(name) => btf.has_function(name),
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.kind(), self.name())
+    }
+}
+
 impl Purpose {
     /// True if no hop can be measured without it.
     pub const fn needed_for_hops(self) -> bool {
-        !matches!(self, Self::Processes)
+        !matches!(self, Self::Processes | Self::WritePages)
     }
 
     /// True if one program for it is enough.
@@ -62,44 +109,87 @@ pub(super) const WRITE_RETURN: &str = "write_return";
 /// All programs, in the order in which they are attached: a message is first noticed by `read`, so everything
 /// that follows a read is in place before it.
 pub const PROGRAMS: &[Program] = &[
-    Program { name: "exec", hook: "sched_process_exec", purpose: Purpose::Processes, fields: &[] },
+    Program {
+        name: "exec",
+        hook: Tracepoint("sched_process_exec"),
+        purpose: Purpose::Processes,
+        fields: &[],
+    },
     Program {
         name: "fork",
-        hook: "sched_process_fork",
+        hook: Tracepoint("sched_process_fork"),
         purpose: Purpose::Processes,
         fields: &[&[TASK_PID, TASK_TGID]],
     },
-    Program { name: "exit", hook: "sched_process_exit", purpose: Purpose::Processes, fields: &[] },
+    Program {
+        name: "exit",
+        hook: Tracepoint("sched_process_exit"),
+        purpose: Purpose::Processes,
+        fields: &[],
+    },
     Program {
         name: "state",
-        hook: "inet_sock_set_state",
+        hook: Tracepoint("inet_sock_set_state"),
         purpose: Purpose::Connections,
-        fields: &[LOCAL_END],
+        fields: &[&[TCP_COPIED_SEQ], LOCAL_END],
     },
     Program {
         name: "arrival",
-        hook: "tcp_probe",
+        hook: Tracepoint("tcp_probe"),
         purpose: Purpose::Arrival,
         fields: &[&[SKB_CB, TCP_RCV_NXT]],
     },
-    Program { name: "arrival_ready", hook: "sk_data_ready", purpose: Purpose::Arrival, fields: &[] },
-    Program { name: "departure", hook: "net_dev_start_xmit", purpose: Purpose::Departure, fields: &[SKB] },
-    Program { name: "departure_queue", hook: "net_dev_queue", purpose: Purpose::Departure, fields: &[SKB] },
+    Program {
+        name: "arrival_ready",
+        hook: Tracepoint("sk_data_ready"),
+        purpose: Purpose::Arrival,
+        fields: &[],
+    },
+    Program {
+        name: "departure",
+        hook: Tracepoint("net_dev_start_xmit"),
+        purpose: Purpose::Departure,
+        fields: &[SKB],
+    },
+    Program {
+        name: "departure_queue",
+        hook: Tracepoint("net_dev_queue"),
+        purpose: Purpose::Departure,
+        fields: &[SKB],
+    },
     Program {
         name: "write",
-        hook: "tcp_sendmsg_locked",
+        hook: Tracepoint("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
         fields: &[&[TCP_WRITE_SEQ], LOCAL_END],
+    },
+    Program {
+        name: "write_entry",
+        hook: Entry("tcp_sendmsg_locked"),
+        purpose: Purpose::Write,
+        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], LOCAL_END],
     },
     Program {
         name: WRITE_RETURN,
-        hook: "sock_send_length",
+        hook: Tracepoint("sock_send_length"),
         purpose: Purpose::Write,
         fields: &[&[TCP_WRITE_SEQ], LOCAL_END],
     },
     Program {
+        name: "write_pages",
+        hook: Entry("do_tcp_sendpages"),
+        purpose: Purpose::WritePages,
+        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], LOCAL_END],
+    },
+    Program {
         name: "read",
-        hook: "sock_recv_length",
+        hook: Tracepoint("tcp_rcv_space_adjust"),
+        purpose: Purpose::Read,
+        fields: &[&[SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
+    },
+    Program {
+        name: "read_return",
+        hook: Tracepoint("sock_recv_length"),
         purpose: Purpose::Read,
         fields: &[&[TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
     },

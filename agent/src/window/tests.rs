@@ -15,7 +15,14 @@ fn proxy(slot: u32, matching: Matching, hop_ns: &[u64]) -> ProxyWindow {
 }
 
 fn program(run_ns: u64, run_count: u64, missed: u64, verdict: Verdict) -> ProgramRun {
-    ProgramRun { program: "read", hook: "sock_recv_length", verdict, run_ns, run_count, missed }
+    ProgramRun {
+        program: "read",
+        hook: Hook::Tracepoint("sock_recv_length"),
+        verdict,
+        run_ns,
+        run_count,
+        missed,
+    }
 }
 
 fn snapshot(second: i64, proxies: Vec<ProxyWindow>) -> Snapshot {

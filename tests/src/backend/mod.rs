@@ -1,12 +1,13 @@
 //! The server behind the proxy: answers every request with its id. One module for each family of protocols.
 
 mod http1;
+mod http2;
 mod tcp;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
 
 use crate::protocol::Protocol;
@@ -14,6 +15,7 @@ use crate::protocol::Protocol;
 /// What is done with every connection, by family of protocols.
 enum Server {
     Http1(http1::Server),
+    Http2,
     Tcp(tcp::Server),
 }
 
@@ -21,14 +23,14 @@ enum Server {
 /// connections are accepted.
 ///
 /// # Errors
-/// When the protocol is not spoken here, the address cannot be listened on or the event loop cannot be made. A
+/// When the address cannot be listened on or the event loop cannot be made. A
 /// connection that fails ends alone.
 pub fn run(
     listen: SocketAddr,
     protocol: Protocol,
     listening: impl FnOnce(SocketAddr) -> Result<()>,
 ) -> Result<()> {
-    let server = Rc::new(Server::new(protocol)?);
+    let server = Rc::new(Server::new(protocol));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::bind(listen)
@@ -42,6 +44,7 @@ pub fn run(
             tokio::task::spawn_local(async move {
                 let served = match &*server {
                     Server::Http1(server) => server.serve(stream).await,
+                    Server::Http2 => http2::serve(stream).await,
                     Server::Tcp(server) => server.serve(stream).await,
                 };
                 if let Err(error) = served {
@@ -53,17 +56,18 @@ pub fn run(
 }
 
 impl Server {
-    fn new(protocol: Protocol) -> Result<Self> {
-        Ok(match protocol {
+    fn new(protocol: Protocol) -> Self {
+        match protocol {
             Protocol::H1
             | Protocol::H1Close
             | Protocol::H1Body(_)
             | Protocol::H1Chunked(_)
-            | Protocol::H1Pipelined => Self::Http1(http1::Server::new(protocol)),
+            | Protocol::H1Pipelined
+            // What is between the proxies is theirs alone.
+            | Protocol::MtlsH1
+            | Protocol::MtlsH2 => Self::Http1(http1::Server::new(protocol)),
             Protocol::Tcp | Protocol::TcpServerFirst => Self::Tcp(tcp::Server::new(protocol)),
-            Protocol::H2(_) | Protocol::Grpc(_) | Protocol::MtlsH1 | Protocol::MtlsH2 => {
-                bail!("the backend does not speak {protocol}")
-            }
-        })
+            Protocol::H2(_) | Protocol::Grpc(_) => Self::Http2,
+        }
     }
 }

@@ -3,10 +3,14 @@
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZero;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use bed::toy;
 use clap::{Args, Parser, Subcommand};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
 
 #[derive(Parser)]
 #[command(about, version)]
@@ -52,6 +56,8 @@ impl Place {
     fn listen(&self) -> Result<TcpListener> {
         let listener =
             TcpListener::bind(self.listen).with_context(|| format!("cannot listen on {}", self.listen))?;
+        // The standard library's 128 are fewer than a load opens at once, and who is not let in tries again after 1 s.
+        rustix::net::listen(&listener, BACKLOG)?;
         let mut out = std::io::stdout().lock();
         writeln!(out, "listening {}", listener.local_addr()?)?;
         out.flush()?;
@@ -59,8 +65,18 @@ impl Place {
     }
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().proxy {
+fn main() -> ExitCode {
+    match run(Arguments::parse().proxy) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(proxy: Proxy) -> Result<()> {
+    match proxy {
         Proxy::Hyper { place, http2 } => {
             toy::http::run(place.listen()?, place.upstream, place.workers.get(), http2)
         }

@@ -5,6 +5,7 @@
 //! either of two disciplines (closed loop, open loop), and what counts as answered, is said here.
 
 mod http1;
+mod http2;
 mod tcp;
 
 use std::cell::{Cell, RefCell};
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -63,6 +64,7 @@ pub struct Tally {
 /// What all connections do, by family of protocols.
 enum Client {
     Http1(http1::Client),
+    Http2(http2::Client),
     Tcp(tcp::Client),
 }
 
@@ -79,14 +81,13 @@ struct Shared {
 /// Runs the plan to its end on this thread.
 ///
 /// # Errors
-/// When the plan has no connection, a rate that is no positive number, or a protocol that is not spoken here, or the
-/// event loop cannot be made. What the target does wrong is counted, not returned.
+/// When the plan has no connection, a rate that is no positive number, or the event loop cannot be made. What the target does wrong is counted, not returned.
 pub fn run(plan: Plan) -> Result<Tally> {
     ensure!(plan.connections > 0, "a load needs at least one connection");
     if let Some(rate) = plan.rate {
         ensure!(rate.is_finite() && rate > 0.0, "a rate must be a positive number of requests a second");
     }
-    let client = Client::new(plan.protocol)?;
+    let client = Client::new(plan.protocol);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, drive(plan, client))
 }
@@ -119,6 +120,7 @@ async fn keep_busy(shared: Rc<Shared>, place: usize) {
     while shared.may_start() {
         let conversed = match &shared.client {
             Client::Http1(client) => client.converse(&shared, &mut turns).await,
+            Client::Http2(client) => client.converse(&shared, &mut turns).await,
             Client::Tcp(client) => client.converse(&shared, &mut turns).await,
         };
         if let Err(error) = conversed {
@@ -129,18 +131,20 @@ async fn keep_busy(shared: Rc<Shared>, place: usize) {
 }
 
 impl Client {
-    fn new(protocol: Protocol) -> Result<Self> {
-        Ok(match protocol {
+    fn new(protocol: Protocol) -> Self {
+        match protocol {
             Protocol::H1
             | Protocol::H1Close
             | Protocol::H1Body(_)
             | Protocol::H1Chunked(_)
-            | Protocol::H1Pipelined => Self::Http1(http1::Client::new(protocol)),
+            | Protocol::H1Pipelined
+            // What is between the proxies is theirs alone.
+            | Protocol::MtlsH1
+            | Protocol::MtlsH2 => Self::Http1(http1::Client::new(protocol)),
             Protocol::Tcp | Protocol::TcpServerFirst => Self::Tcp(tcp::Client::new(protocol)),
-            Protocol::H2(_) | Protocol::Grpc(_) | Protocol::MtlsH1 | Protocol::MtlsH2 => {
-                bail!("the load generator does not speak {protocol}")
-            }
-        })
+            Protocol::H2(streams) => Self::Http2(http2::Client::plain(streams)),
+            Protocol::Grpc(streams) => Self::Http2(http2::Client::grpc(streams)),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
 }
 
 /// The command for Envoy with one listener and one cluster; its configuration is in `dir`.
-pub(super) fn command(
+pub(crate) fn command(
     workers: u32,
     netns: &Netns,
     listener: &Value,
@@ -40,7 +40,7 @@ pub(super) fn command(
 }
 
 /// A listener that forwards all it gets to the cluster.
-pub(super) fn listener(listen: SocketAddr, layer: Layer, transport_socket: Option<Value>) -> Value {
+pub(crate) fn listener(listen: SocketAddr, layer: Layer, transport_socket: Option<Value>) -> Value {
     let filter = match layer {
         Layer::Tcp => tcp_filter(),
         Layer::Http1 => http_filter("HTTP1"),
@@ -54,7 +54,7 @@ pub(super) fn listener(listen: SocketAddr, layer: Layer, transport_socket: Optio
 }
 
 /// The cluster of one server.
-pub(super) fn cluster(upstream: SocketAddr, layer: Layer, transport_socket: Option<Value>) -> Value {
+pub(crate) fn cluster(upstream: SocketAddr, layer: Layer, transport_socket: Option<Value>) -> Value {
     let mut cluster = json!({
         "name": CLUSTER,
         "type": "STATIC",
@@ -119,7 +119,8 @@ fn address(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 
-fn typed(name: &str) -> String {
+/// The name of an extension's configuration.
+pub(super) fn typed(name: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.{name}")
 }
 

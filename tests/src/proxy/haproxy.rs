@@ -10,7 +10,7 @@ use crate::protocol::Protocol;
 use crate::tools;
 
 /// What `HAProxy` lets a client have at a time on an HTTP/2 connection if nothing is said.
-const STREAMS: u32 = 100;
+pub(super) const STREAMS: u32 = 100;
 
 /// What differs between configurations.
 pub(super) struct Config<'a> {
@@ -21,7 +21,11 @@ pub(super) struct Config<'a> {
     /// Words of `server` after the address.
     pub(super) server: &'a str,
     /// The largest number of HTTP/2 streams at a time on a connection.
-    pub(super) streams: u32,
+    pub(crate) streams: u32,
+    /// More lines of `global`.
+    pub(crate) global: &'a str,
+    /// More lines of `frontend`.
+    pub(crate) frontend: &'a str,
 }
 
 /// The command for a `HAProxy` between client and server, without TLS.
@@ -35,19 +39,20 @@ pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
         Protocol::H2(streams) | Protocol::Grpc(streams) => streams.max(STREAMS),
         _ => STREAMS,
     };
-    command(spec, &Config { mode, bind: codec, server: codec, streams })
+    command(spec, &Config { mode, bind: codec, server: codec, streams, global: "", frontend: "" })
 }
 
 /// The command for `HAProxy`; where and how many is taken from `spec`.
 pub(super) fn command(spec: &Spec<'_>, config: &Config<'_>) -> Result<Command> {
     let Spec { workers, netns, listen, upstream, dir, .. } = spec;
-    let Config { mode, bind, server, streams } = config;
+    let Config { mode, bind, server, streams, global, frontend } = config;
     let reuse = if *mode == "http" { "option http-keep-alive\n    http-reuse always" } else { "" };
     let config = format!(
         "global
     nbthread {workers}
     maxconn 4096
     tune.h2.max-concurrent-streams {streams}
+    {global}
 defaults
     mode {mode}
     {reuse}
@@ -57,6 +62,7 @@ defaults
     timeout http-keep-alive {IDLE_SECONDS}s
 frontend downstream
     bind {listen} {bind}
+    {frontend}
     default_backend upstream
 backend upstream
     server upstream {upstream} {server}

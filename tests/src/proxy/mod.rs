@@ -3,10 +3,11 @@
 //! Beside the three that meshes run there are six more ways to make a proxy: Go's standard library, hyper, and the
 //! bed's own of [`crate::toy`]. Which protocol each speaks: [`ProxyKind::speaks`].
 
-mod envoy;
-mod haproxy;
+pub(crate) mod envoy;
+pub(crate) mod haproxy;
 pub(crate) mod nginx;
 mod own;
+mod pair;
 
 use std::fmt;
 use std::fs;
@@ -21,6 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::netns::{Bed, Family, Netns};
 use crate::process::Child;
 use crate::protocol::Protocol;
+pub use pair::Pair;
 
 /// How long a proxy may take to listen.
 const START_LONGEST: Duration = Duration::from_secs(20);
@@ -100,10 +102,12 @@ impl ProxyKind {
         }
     }
 
-    /// Whether one such proxy can be started for this protocol. A proxy for [`Protocol::Tcp`] carries whatever the
+    /// Whether such a proxy can be started for this protocol, or a pair of them where it takes two. A proxy for [`Protocol::Tcp`] carries whatever the
     /// two ends say.
     pub fn speaks(self, protocol: Protocol) -> bool {
-        let Some(layer) = Layer::of(protocol) else { return false };
+        let Some(layer) = Layer::of(protocol) else {
+            return matches!(self, Self::Envoy | Self::Haproxy);
+        };
         match self {
             Self::Envoy | Self::Haproxy => true,
             // It speaks HTTP/2 to servers only for gRPC.
@@ -134,7 +138,7 @@ impl FromStr for ProxyKind {
 
 /// What a proxy understands of what it forwards, the same on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layer {
+pub(crate) enum Layer {
     Tcp,
     Http1,
     Http2,
@@ -225,7 +229,11 @@ impl Proxy {
     /// When it does not speak the protocol, is not installed, or ends or hangs before it listens; the message has
     /// the end of its log.
     pub fn start(spec: &Spec<'_>) -> Result<Self> {
-        let mut child = Child::start(spec.kind.name(), &spec.command()?, spec.dir)?;
+        Self::start_as(spec, &spec.command()?)
+    }
+
+    fn start_as(spec: &Spec<'_>, command: &Command) -> Result<Self> {
+        let mut child = Child::start(spec.kind.name(), command, spec.dir)?;
         child.wait_for_port(spec.listen, START_LONGEST)?;
         Ok(Self { kind: spec.kind, listen: spec.listen, child })
     }

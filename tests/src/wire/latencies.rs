@@ -4,7 +4,7 @@
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latencies {
     /// Every message's, ns, ascending.
-    sorted_ns: Vec<u64>,
+    pub(super) sorted_ns: Vec<u64>,
     /// Messages seen on one side only.
     pub one_sided: u64,
     /// Messages that left before they arrived: impossible, so a sign of a wrong capture.

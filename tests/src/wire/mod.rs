@@ -6,13 +6,17 @@
 //!
 //! Where every message starts a packet, packets are looked at one by one ([`starts`]), and their beginnings are
 //! enough. Elsewhere the bytes of each connection are put in order ([`stream`]) and read by the module of the
-//! protocol's family.
+//! protocol's family. In HTTP/2 a message begins with its HEADERS frame; in TLS it has the time of the packet with the
+//! first byte of the record that carries its first byte.
 
 mod http1;
+mod http2;
 mod latencies;
 mod starts;
 mod stream;
 mod tcp;
+mod tls;
+mod units;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,7 +25,9 @@ use anyhow::{Context as _, Result};
 
 use crate::protocol::Protocol;
 pub use latencies::Latencies;
-use stream::{Reader, Stream};
+pub use stream::Carried;
+use stream::Stream;
+pub use tls::KeyLog;
 
 /// Which of the proxy's interfaces a packet passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,9 +85,12 @@ pub struct Wire {
     reading: Reading,
     requests: HashMap<u64, Crossing>,
     responses: HashMap<u64, Crossing>,
-    /// Packets with bytes that were seen before on the same side: retransmissions. Where each message starts a
-    /// packet, of those packets only.
+    /// Messages that started a second time on the same side: retransmissions where packets are looked at one by one,
+    /// an id used twice elsewhere.
     pub repeated: u64,
+    /// Packets with bytes that were seen before on the same side, where bytes are put in order: harmless, since
+    /// each byte has the time of its first packet.
+    pub retransmitted: u64,
     /// Messages in which no id was found.
     pub nameless: u64,
 }
@@ -92,7 +101,16 @@ enum Reading {
     /// At the start of packets.
     Starts,
     /// In the bytes of each connection and direction.
-    Streams(Reader, HashMap<(Side, Direction, SocketAddr), Stream>),
+    Streams(Sides, HashMap<(Side, Direction, SocketAddr), Stream>),
+}
+
+/// What the connections of each side carry.
+#[derive(Clone, Debug)]
+pub struct Sides {
+    /// Towards the client.
+    pub downstream: Carried,
+    /// Towards the server.
+    pub upstream: Carried,
 }
 
 /// Where and when the first byte of a message passed.
@@ -112,15 +130,32 @@ struct Crossing {
 
 /// Whether packets must be captured to their end, and the first packets of connections (SYN) as well.
 pub fn needs_whole_packets(protocol: Protocol) -> bool {
-    stream::reader(protocol).is_some()
+    Carried::by(protocol).is_some()
 }
 
 impl Wire {
     /// A capture of this protocol of which nothing was seen.
     pub fn new(protocol: Protocol) -> Self {
-        let streams = |reader| Reading::Streams(reader, HashMap::new());
-        let reading = stream::reader(protocol).map_or(Reading::Starts, streams);
-        Self { reading, requests: HashMap::new(), responses: HashMap::new(), repeated: 0, nameless: 0 }
+        Carried::by(protocol).map_or_else(
+            || Self::read(Reading::Starts),
+            |carried| Self::of_sides(Sides { downstream: carried.clone(), upstream: carried }),
+        )
+    }
+
+    /// A capture of which nothing was seen, with all of every packet.
+    pub fn of_sides(sides: Sides) -> Self {
+        Self::read(Reading::Streams(sides, HashMap::new()))
+    }
+
+    fn read(reading: Reading) -> Self {
+        Self {
+            reading,
+            requests: HashMap::new(),
+            responses: HashMap::new(),
+            repeated: 0,
+            retransmitted: 0,
+            nameless: 0,
+        }
     }
 
     /// Takes one packet, in the order of the capture.
@@ -134,8 +169,12 @@ impl Wire {
                     self.see(packet, sighting);
                 }
             }
-            Reading::Streams(reader, streams) => {
-                let new = || Stream::new(reader(packet.direction));
+            Reading::Streams(sides, streams) => {
+                let carried = match packet.side {
+                    Side::Downstream => &sides.downstream,
+                    Side::Upstream => &sides.upstream,
+                };
+                let new = || Stream::new(carried.messages(packet.direction));
                 let name = (packet.side, packet.direction, packet.opener);
                 let stream = streams.entry(name).or_insert_with(new);
                 if packet.opens {
@@ -146,7 +185,7 @@ impl Wire {
                 let repeats = stream.take(packet, &mut sightings).with_context(|| {
                     format!("the {}s of {} cannot be read", packet.direction.as_str(), packet.opener)
                 })?;
-                self.repeated += u64::from(repeats);
+                self.retransmitted += u64::from(repeats);
                 for sighting in sightings {
                     self.see(packet, sighting);
                 }

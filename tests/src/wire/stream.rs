@@ -1,21 +1,36 @@
 //! The bytes of one direction of a connection, in order, and the messages in them.
 
+use std::rc::Rc;
+
 use anyhow::{Result, ensure};
 
-use super::{Direction, Packet, Sighting, http1, tcp};
+use super::tls::{self, KeyLog};
+use super::{Direction, Packet, Sighting, http1, http2, tcp};
 use crate::protocol::Protocol;
 
 /// A capture with more packets ahead of a missing one will not have it.
 const MOST_AHEAD: usize = 1024;
 
-/// Makes what reads the bytes of a new connection's direction.
-pub(super) type Reader = fn(Direction) -> Messages;
+/// What connections carry on one side of the proxy.
+#[derive(Clone, Debug)]
+pub enum Carried {
+    /// HTTP/1.1, whose messages start anywhere.
+    Http1,
+    /// HTTP/2 from the start.
+    Http2,
+    /// The bed's messages of raw TCP.
+    Tcp,
+    /// TLS, whose secrets are known, with something inside.
+    Tls(Rc<KeyLog>, Box<Self>),
+}
 
 /// Finds the messages in the bytes of one direction of a connection; by family of protocols.
 #[derive(Debug)]
 pub(super) enum Messages {
     Http1(http1::Messages),
+    Http2(http2::Messages),
     Tcp(tcp::Messages),
+    Tls(Box<tls::Messages>),
 }
 
 /// One direction of a connection.
@@ -36,21 +51,39 @@ struct Piece {
     bytes: Vec<u8>,
 }
 
-/// What reads the connections of this protocol; `None` where that is not needed, since every message starts a packet.
-pub(super) fn reader(protocol: Protocol) -> Option<Reader> {
-    match protocol {
-        Protocol::H1Pipelined => Some(|direction| Messages::Http1(http1::Messages::new(direction))),
-        Protocol::Tcp | Protocol::TcpServerFirst => Some(|_| Messages::Tcp(tcp::Messages::default())),
-        _ => None,
+impl Carried {
+    /// What connections of this protocol carry on both sides; `None` where that is not needed, since every message
+    /// starts a packet, and where it is not the same on both.
+    pub(super) fn by(protocol: Protocol) -> Option<Self> {
+        match protocol {
+            Protocol::H1Pipelined => Some(Self::Http1),
+            Protocol::H2(_) | Protocol::Grpc(_) => Some(Self::Http2),
+            Protocol::Tcp | Protocol::TcpServerFirst => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+
+    /// What reads a connection of which nothing was seen.
+    pub(super) fn messages(&self, direction: Direction) -> Messages {
+        match self {
+            Self::Http1 => Messages::Http1(http1::Messages::new(direction)),
+            Self::Http2 => Messages::Http2(http2::Messages::new(direction)),
+            Self::Tcp => Messages::Tcp(tcp::Messages::default()),
+            Self::Tls(keys, inner) => {
+                Messages::Tls(Box::new(tls::Messages::new(Rc::clone(keys), inner.messages(direction))))
+            }
+        }
     }
 }
 
 impl Messages {
     /// Takes the connection's next bytes, which passed at this time, and adds the messages whose ids are now known.
-    fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
+    pub(super) fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
         match self {
             Self::Http1(messages) => messages.take(time_ns, bytes, sightings),
+            Self::Http2(messages) => messages.take(time_ns, bytes, sightings),
             Self::Tcp(messages) => messages.take(time_ns, bytes, sightings),
+            Self::Tls(messages) => messages.take(time_ns, bytes, sightings),
         }
     }
 }

@@ -178,7 +178,7 @@ mod streams {
         wire.see_bytes(Downstream, Request, 140, first.len(), &more);
         wire.see_packet(Upstream, Request, 200, &joined(&[request(1), request(2), request(3)]));
         assert_eq!(wire.latencies(Request), of([60, 80, 90]));
-        assert_eq!((wire.repeated, wire.nameless), (2, 0));
+        assert_eq!((wire.repeated, wire.retransmitted, wire.nameless), (0, 2, 0));
     }
 
     #[test]

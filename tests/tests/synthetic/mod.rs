@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use smp_agent::histogram::Histogram;
 use smp_agent::hop::{Direction, Segment, series_index};
 use smp_agent::probe::Verdict;
+use smp_agent::probe::programs::Hook;
 use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot};
 
 /// Counters `seconds` after the agent's start: an Envoy with samples in all eight series, an nginx that sees
@@ -64,5 +65,12 @@ fn latency_ns(state: &mut u64) -> u64 {
 }
 
 fn program(name: &'static str, hook: &'static str, verdict: Verdict, run_count: u64) -> ProgramRun {
-    ProgramRun { program: name, hook, verdict, run_ns: 95 * run_count, run_count, missed: 0 }
+    ProgramRun {
+        program: name,
+        hook: Hook::Tracepoint(hook),
+        verdict,
+        run_ns: 95 * run_count,
+        run_count,
+        missed: 0,
+    }
 }

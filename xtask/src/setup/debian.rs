@@ -12,7 +12,7 @@ use super::Part;
 use crate::step;
 
 /// What the linker, the bed and the tests need.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     // bpf-linker links against it.
     "llvm-22-dev",
     "libpolly-22-dev",
@@ -30,6 +30,7 @@ const PACKAGES: [&str; 13] = [
     // Independent judges in the tests.
     "python3",
     "python3-venv",
+    "tshark",
 ];
 
 /// A compiler with its matching sources: `core` is built from them for the BPF target.
@@ -40,13 +41,13 @@ const SERVICES: [&str; 2] = ["nginx", "haproxy"];
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// The packages that are not installed, as one part.
+/// The packages that are not installed, these others as well, as one part.
 ///
 /// # Errors
 /// When this is no Debian, or something is missing and we are not root.
-pub fn missing() -> Result<Option<Part>> {
+pub fn missing(others: &[&'static str]) -> Result<Option<Part>> {
     let rust: &[&str] = if nightly_has_sources() { &[] } else { &RUST };
-    let wanted: Vec<&'static str> = PACKAGES.iter().chain(rust).copied().collect();
+    let wanted: Vec<&'static str> = PACKAGES.iter().chain(rust).chain(others).copied().collect();
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("setup knows only Debian's apt-get; install the likes of {} by hand", wanted.join(" "));
     }

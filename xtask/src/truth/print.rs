@@ -1,17 +1,16 @@
 //! What is shown of a measured combination: rows for people, lines of JSON for programs.
 
 use anyhow::Result;
-use bed::wire::Direction;
 use serde::Serialize;
 
-use super::cell::{Measured, Outcome};
+use super::cell::{Measured, Outcome, Path, name};
 use super::matrix::Cell;
 use super::verdict::{Comparison, Matching};
 
 /// One number of `--json`.
 #[derive(Serialize)]
 struct Number<'a> {
-    proxy: &'a str,
+    proxy: String,
     protocol: &'a str,
     connections: u32,
     direction: &'a str,
@@ -44,6 +43,7 @@ struct Line<'a> {
 
 #[derive(Serialize)]
 struct Directed<'a> {
+    proxy: String,
     direction: &'a str,
     #[serde(flatten)]
     comparison: &'a Comparison,
@@ -66,7 +66,11 @@ pub fn line(outcome: &Outcome) -> Result<String> {
         wire: measured.map(|measured| measured.wire),
         matching: measured.and_then(|measured| measured.matching.as_ref()),
         numbers: numbers
-            .map(|(direction, comparison)| Directed { direction: direction.as_str(), comparison })
+            .map(|(path, comparison)| Directed {
+                proxy: name(cell, path.end),
+                direction: path.direction.as_str(),
+                comparison,
+            })
             .collect(),
         failures: outcome.failures(),
     })?)
@@ -75,12 +79,12 @@ pub fn line(outcome: &Outcome) -> Result<String> {
 /// The numbers of a combination, each as one line of JSON.
 pub fn numbers(cell: &Cell, measured: &Measured) -> Result<Vec<String>> {
     let protocol = cell.protocol.to_string();
-    let line = |(direction, comparison): (Direction, _)| {
+    let line = |(path, comparison): (&Path, _)| {
         Ok(serde_json::to_string(&Number {
-            proxy: cell.proxy.name(),
+            proxy: name(cell, path.end),
             protocol: &protocol,
             connections: cell.connections,
-            direction: direction.as_str(),
+            direction: path.direction.as_str(),
             comparison,
             workers: cell.workers,
             rate: cell.rate,
@@ -92,7 +96,7 @@ pub fn numbers(cell: &Cell, measured: &Measured) -> Result<Vec<String>> {
 /// What stands above the rows.
 pub fn header() -> String {
     format!(
-        "{:9} {:>2} {:18} {:>8} {:9} {:6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "{:14} {:>2} {:18} {:>8} {:9} {:6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
         "proxy", "w", "protocol", "conns", "direction", "us", "count", "mean", "p50", "p90", "p99", "p99.9"
     )
 }
@@ -100,20 +104,21 @@ pub fn header() -> String {
 /// The rows of a combination: what the packets say, what the agent says, and the difference, for each direction.
 pub fn rows(cell: &Cell, measured: &Measured) -> Vec<String> {
     let mut rows = Vec::new();
-    for (direction, (comparisons, count)) in Direction::ALL.into_iter().zip(&measured.directions) {
+    for path in &measured.paths {
+        let (proxy, comparisons) = (name(cell, path.end), &path.comparisons);
         let mut row = |what: &str, count: &str, value: &dyn Fn(&Comparison) -> String| {
             let values: Vec<_> = comparisons.iter().map(|one| format!("{:>9}", value(one))).collect();
             rows.push(format!(
-                "{:9} {:>2} {:18} {:>8} {:9} {what:6} {count:>9} {}",
-                cell.proxy,
+                "{:14} {:>2} {:18} {:>8} {:9} {what:6} {count:>9} {}",
+                proxy,
                 cell.workers,
                 cell.protocol,
                 cell.load(),
-                direction.as_str(),
+                path.direction.as_str(),
                 values.join(" ")
             ));
         };
-        row("wire", &count.to_string(), &|one| format!("{:.1}", one.wire_us));
+        row("wire", &path.count.to_string(), &|one| format!("{:.1}", one.wire_us));
         if measured.matching.is_none() {
             continue;
         }

@@ -4,7 +4,7 @@ use bed::protocol::Protocol;
 use bed::proxy::ProxyKind;
 use bed::wire::Direction;
 
-use super::cell::Outcome;
+use super::cell::{Outcome, name};
 use super::verdict::{Comparison, Matching};
 
 const HEADER: &str = "\
@@ -58,8 +58,10 @@ impl Table {
             row.classes.add(matching);
         }
         let load = format!("{} workers, {} conns", outcome.cell.workers, outcome.cell.load());
-        for (direction, one) in measured.comparisons() {
-            let Some(worst) = Worst::new(direction, one, &load) else { continue };
+        for (path, one) in measured.comparisons() {
+            let Some(worst) = Worst::new(&name(&outcome.cell, path.end), path.direction, one, &load) else {
+                continue;
+            };
             if row.worst.as_ref().is_none_or(|known| known.used < worst.used) {
                 row.worst = Some(worst);
             }
@@ -98,13 +100,13 @@ impl Row {
 }
 
 impl Worst {
-    fn new(direction: Direction, one: &Comparison, load: &str) -> Option<Self> {
+    fn new(proxy: &str, direction: Direction, one: &Comparison, load: &str) -> Option<Self> {
         let (error_us, bound_us) = (one.error_us()?, one.bound_us?);
         Some(Self {
             used: error_us.abs() / bound_us,
             error_us,
             error_share: error_us / one.wire_us,
-            place: format!("{} {}, {load}", direction.as_str(), one.stat),
+            place: format!("{proxy} {} {}, {load}", direction.as_str(), one.stat),
         })
     }
 }
@@ -117,7 +119,7 @@ mod tests {
     use bed::netns::Family;
 
     use super::*;
-    use crate::truth::cell::Measured;
+    use crate::truth::cell::{Measured, Path};
     use crate::truth::matrix::Cell;
 
     fn outcome(connections: u32, errors_us: Option<[f64; 2]>) -> Outcome {
@@ -130,7 +132,16 @@ mod tests {
         };
         let measured = errors_us.map(|errors_us| Measured {
             load: Tally::default(),
-            directions: errors_us.map(|error_us| (vec![comparison(error_us)], 100)),
+            paths: Direction::ALL
+                .into_iter()
+                .zip(errors_us)
+                .map(|(direction, error_us)| Path {
+                    end: None,
+                    direction,
+                    comparisons: vec![comparison(error_us)],
+                    count: 100,
+                })
+                .collect(),
             wire: 200,
             matching: Some(Matching { seen: 200, exact: 150, ambiguous: 50, ..Matching::default() }),
             failures: Vec::new(),
@@ -155,7 +166,7 @@ mod tests {
         {
             table.add(&outcome(connections, errors_us));
         }
-        let row = "| envoy | tcp | 2 of 3 ! | -2.5 us (-2.5 %) | response p50, 2 workers, 16 conns | 75.0 % | 25.0 % | \
+        let row = "| envoy | tcp | 2 of 3 ! | -2.5 us (-2.5 %) | envoy response p50, 2 workers, 16 conns | 75.0 % | 25.0 % | \
                    0.000 % |";
         assert_eq!(table.markdown(), format!("{HEADER}\n{row}"));
     }

@@ -61,6 +61,7 @@ pub struct Document {
 /// One latency series of the agent.
 #[derive(Clone, Debug, Deserialize)]
 struct Hop {
+    pid: u32,
     direction: String,
     segment: String,
     unit: String,
@@ -159,16 +160,17 @@ impl Matching {
 }
 
 impl Document {
-    /// Compares one direction's `hop` with the packets at every statistic, and says what else is wrong with it.
+    /// Compares one direction's `hop` of a proxy with the packets at every statistic, and says what else is wrong with it.
     pub fn compare(
         &self,
+        pid: u32,
         direction: Direction,
         wire: &Latencies,
         bounds: Bounds,
     ) -> (Vec<Comparison>, Vec<String>) {
         let name = direction.as_str();
-        let fitting: Vec<_> =
-            self.hops.iter().filter(|hop| hop.direction == name && hop.segment == "hop").collect();
+        let fits = |hop: &&Hop| hop.pid == pid && hop.direction == name && hop.segment == "hop";
+        let fitting: Vec<_> = self.hops.iter().filter(fits).collect();
         let (hop, mut failures) = match fitting[..] {
             [hop] if hop.unit == "ns" => (Some(hop), Vec::new()),
             [hop] => (None, vec![format!("the unit of the {name} hop is {}, not ns", hop.unit)]),
@@ -231,7 +233,7 @@ mod tests {
     fn the_budget_is_2_us_or_1_percent() {
         let within = |wire_ns: [u64; 2]| {
             let (comparisons, failures) =
-                document(HOP).compare(Direction::Request, &wire(&wire_ns), Bounds::BUDGET);
+                document(HOP).compare(1, Direction::Request, &wire(&wire_ns), Bounds::BUDGET);
             assert_eq!(failures, Vec::<String>::new());
             comparisons.into_iter().map(|one| (one.stat, one.within)).collect::<Vec<_>>()
         };
@@ -251,7 +253,7 @@ mod tests {
         assert_eq!(Gate::Short.bounds(Protocol::Tcp, &mixed), Bounds::SHORT);
 
         let (comparisons, _) =
-            document(HOP).compare(Direction::Request, &wire(&[50_000, 1_000_000]), Bounds::SHORT);
+            document(HOP).compare(1, Direction::Request, &wire(&[50_000, 1_000_000]), Bounds::SHORT);
         let judged: Vec<_> = comparisons.iter().map(|one| (one.within, one.bound_us)).collect();
         assert_eq!(judged[1..], [(false, Some(2.0)), (true, Some(30.0)), (true, Some(30.0)), (true, None)]);
     }
@@ -259,13 +261,13 @@ mod tests {
     #[test]
     fn a_missing_or_second_hop_and_other_counts_are_failures() {
         let two = wire(&[1, 2]);
-        let (comparisons, failures) = document("").compare(Direction::Request, &two, Bounds::BUDGET);
+        let (comparisons, failures) = document("").compare(1, Direction::Request, &two, Bounds::BUDGET);
         assert!(comparisons.iter().all(|one| !one.within && one.agent_us.is_none()));
         assert_eq!(failures, ["the agent has 0 hops for requests"]);
         let (_, failures) =
-            document(&format!("{HOP},{HOP}")).compare(Direction::Request, &two, Bounds::BUDGET);
+            document(&format!("{HOP},{HOP}")).compare(1, Direction::Request, &two, Bounds::BUDGET);
         assert_eq!(failures, ["the agent has 2 hops for requests"]);
-        let (_, failures) = document(HOP).compare(Direction::Request, &wire(&[1, 2, 3]), Bounds::BUDGET);
+        let (_, failures) = document(HOP).compare(1, Direction::Request, &wire(&[1, 2, 3]), Bounds::BUDGET);
         assert_eq!(failures, ["the agent has 2 requests, the wire 3"]);
     }
 

@@ -1,0 +1,440 @@
+//! Which message a write carries on.
+//!
+//! An event loop asks what is ready, reads all of that, and writes what came of it in the same turn or the next. So
+//! a write that starts a message carries on one that its own thread has read, and of those one of the oldest turn.
+//! A turn ends with a write, or with a message that arrived after the turn's first read: the loop cannot have
+//! known of it before.
+//!
+//! Which one of the turn is shown by the habit ([`Habit`]) that leads back most often: the order of the reads (nginx,
+//! `HAProxy`), the stack of free upstream connections (Envoy, which writes a turn in the order of its timer heap), or
+//! the connection of the request before (tunnels). A response follows its request back: it is the one that came on
+//! the connection the request was written to.
+//!
+//! Where work moves between threads (Go, tokio), all threads of the process share one lane and there are no turns: a
+//! write carries on what its own thread read last, as what was handed over runs next, else the oldest of the process.
+//! Who read last is who took the last part of the message: Go has another thread wait for its first byte.
+//!
+//! Where no habit holds, the oldest entry of the turn is taken with the probability that the order between the two
+//! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
+//! right too.
+
+use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
+use crate::pending::{BATCH, Claim, ENTRIES, Pending};
+use crate::upstreams::Upstreams;
+use crate::word::Word;
+
+const REQUEST: usize = 0;
+const RESPONSE: usize = 1;
+
+/// What one thread has read and not yet written on.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Lane<W> {
+    /// The two sets, by [`Direction`](crate::layout::Direction).
+    pub pending: [Pending<W>; 2],
+    /// The connections it has opened.
+    pub upstreams: Upstreams<W>,
+    /// Where, in each set, the latest turn begins.
+    turn_start: [W; 2],
+    /// Where the turn before it began.
+    older_start: [W; 2],
+    /// When the latest turn's first message was read, ns.
+    turn_read_ns: W,
+    /// 1 if the thread's last message was written, 0 if it was read.
+    writing: W,
+    /// Position of the oldest request for which no connection was free yet.
+    waiting: W,
+    /// 1 where the threads of a process share it.
+    shared: W,
+    /// Accepted connections whose request was read and whose response was not written yet, and opened ones whose
+    /// request was written and whose response was not read yet; where threads share the lane.
+    waiting_on: [W; 2],
+    /// What was read last, by direction.
+    pub latest: [Latest<W>; 2],
+    /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
+    order: [Order<W>; ORDER_SIZES],
+}
+
+/// Messages of each direction that a thread remembers to have read.
+pub const RECENT: usize = 4;
+
+/// What one thread of those that share a lane has read last. Only that thread uses it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Recent {
+    /// How many it has read in each direction.
+    read: [u64; 2],
+    /// Tags of the latest, by that number.
+    tags: [[u64; RECENT]; 2],
+}
+
+impl Recent {
+    #[inline(always)]
+    fn note(&mut self, direction: usize, tag: u64) {
+        let read = self.read[direction];
+        self.tags[direction][read as usize % RECENT] = tag;
+        self.read[direction] = read + 1;
+    }
+}
+
+/// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
+/// messages.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Latest<W> {
+    /// Number of the connection.
+    pub id: W,
+    /// When the last of what was read arrived, ns; 0 unless the connection is known to carry several messages at once.
+    pub arrival_ns: W,
+    /// When it was read, ns.
+    pub read_ns: W,
+    /// Writes that found nothing pending since this connection was read first.
+    pub starved: W,
+}
+
+impl<W: Word> Latest<W> {
+    /// Says that a connection was read. Returns how many writes found nothing pending since it was last, if no other
+    /// was read between.
+    #[inline(always)]
+    pub fn note(&self, id: u64, arrival_ns: u64, read_ns: u64) -> u64 {
+        let starved = if self.id.load() == id { self.starved.load() } else { 0 };
+        self.id.store(id);
+        self.arrival_ns.store(arrival_ns);
+        self.read_ns.store(read_ns);
+        self.starved.store(0);
+        starved
+    }
+}
+
+/// What speaks for which message, by tag, 0 where nothing does.
+#[derive(Clone, Copy)]
+struct Choice {
+    /// The one a habit foresees.
+    foreseen: u64,
+    /// The newest of the thread, where threads share the lane.
+    newest: u64,
+    /// 1 if any message of the turn is as good as another.
+    by_chance: u64,
+    random: u32,
+}
+
+/// Of the two turns known, the one that the oldest message of a set is in.
+#[derive(Clone, Copy)]
+struct Turn {
+    start: u64,
+    end: u64,
+    /// Whether it is the one before the latest.
+    older: bool,
+}
+
+impl<W: Word> Lane<W> {
+    /// Adds a request as the newest. `usual` is the name of the connection that brought the last response to where it
+    /// comes from. Returns its tag, never 0, or `None` when the set is full.
+    #[inline(always)]
+    pub fn push_request(&self, arrival_ns: u64, read_ns: u64, downstream: u64, usual: u64) -> Option<u64> {
+        self.begin_turn(arrival_ns, read_ns);
+        let set = &self.pending[REQUEST];
+        let tag = set.push(arrival_ns, read_ns, downstream, 0)?;
+        self.foresee(tag, self.upstreams.pop());
+        if let Some(upstream) = self.upstreams.get(usual) {
+            upstream.usual.store(tag);
+        }
+        Some(tag)
+    }
+
+    /// Adds a response as the newest. `upstream` is the name of the connection it came on, `downstream` where it goes
+    /// if all are paired in order.
+    #[inline(always)]
+    pub fn push_response(
+        &self,
+        arrival_ns: u64,
+        read_ns: u64,
+        upstream: u64,
+        downstream: u64,
+    ) -> Option<u64> {
+        self.begin_turn(arrival_ns, read_ns);
+        let tag = self.pending[RESPONSE].push(arrival_ns, read_ns, downstream, upstream)?;
+        if let Some(place) = self.upstreams.get(upstream) {
+            place.response.store(tag);
+            self.upstreams.give_back(upstream);
+        }
+        Some(tag)
+    }
+
+    /// A new connection: for the oldest request for which none was free. Returns its name.
+    #[inline(always)]
+    pub fn connect(&self) -> u64 {
+        let name = self.upstreams.join();
+        let set = &self.pending[REQUEST];
+        let mut position = self.waiting.load().max(set.head.load());
+        for _ in 0..4 {
+            let Some(tag) = set.live_tag(position) else {
+                if position < set.tail.load() {
+                    position += 1;
+                    continue;
+                }
+                break;
+            };
+            position += 1;
+            if set.entry(position - 1).pooled.load() == 0 {
+                self.foresee(tag, name);
+                break;
+            }
+        }
+        self.waiting.store(position);
+        name
+    }
+
+    #[inline(always)]
+    fn foresee(&self, tag: u64, name: u64) {
+        if let Some(upstream) = self.upstreams.get(name)
+            && let Some(entry) = self.pending[REQUEST].remembered(tag)
+        {
+            upstream.pooled.store(tag);
+            entry.pooled.store(name);
+        }
+    }
+
+    /// Clears ended entries away from the front of both sets; before a claim, which passes over few of them.
+    #[inline(always)]
+    pub fn clear_fronts(&self) {
+        self.pending.iter().for_each(|set| {
+            set.clear_front();
+        });
+    }
+
+    /// Takes the request that a write to the connection `upstream` carries on. `random` decides where no habit holds:
+    /// any bits, different each time. `newest` is what [`Lane::newest`] says where threads share the lane, else 0.
+    #[inline(always)]
+    pub fn claim_request(&self, now_ns: u64, random: u32, upstream: u64, newest: u64) -> Claim {
+        self.upstreams.take(upstream);
+        let set = &self.pending[REQUEST];
+        let (turn, order) = self.look(REQUEST);
+        let next_downstream = set.next_in_order();
+        let habit = set.blur(order.habit() as u64);
+        let foreseen = match self.upstreams.get(upstream) {
+            Some(upstream) if habit == Habit::Pool as u64 => upstream.pooled.load(),
+            Some(upstream) if habit == Habit::Usual as u64 => upstream.usual.load(),
+            _ => 0,
+        };
+        let foreseen = set.blur(foreseen);
+        let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
+        let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
+        if claim.tag != 0 {
+            set.of(claim.tag).upstream.store(upstream);
+        }
+        Claim { downstream: next_downstream, ..claim }
+    }
+
+    /// Takes the response that a write to the connection `downstream` carries on. `request` is the tag of what was
+    /// read there last, `usual` the name of the connection that brought the last response to it.
+    #[inline(always)]
+    pub fn claim_response(
+        &self,
+        now_ns: u64,
+        random: u32,
+        downstream: u64,
+        request: u64,
+        usual: u64,
+        newest: u64,
+    ) -> Claim {
+        let set = &self.pending[RESPONSE];
+        let (turn, order) = self.look(RESPONSE);
+        let next_downstream = set.next_in_order();
+        let (pooled, upstream, asked_ns) = match self.pending[REQUEST].remembered(request) {
+            Some(entry) => (entry.pooled.load(), entry.upstream.load(), entry.read_ns.load()),
+            None => (0, 0, 0),
+        };
+        let (pooled, upstream, asked_ns) = (set.blur(pooled), set.blur(upstream), set.blur(asked_ns));
+        // Whoever may have taken it: what other claims made of it must not tell against a habit.
+        let in_turn = |name: u64| {
+            let tag = self.upstreams.get(name).map_or(0, |upstream| upstream.response.load());
+            let there = set.position(tag).is_some_and(|position| {
+                turn.start <= position && position < turn.end && set.of(tag).read_ns.load() >= asked_ns
+            });
+            set.blur(if there { tag } else { 0 })
+        };
+        if turn.end - turn.start > 1 {
+            order.note_return(Return {
+                order: next_downstream == downstream,
+                pool: in_turn(pooled) != 0,
+                usual: in_turn(usual) != 0,
+            });
+        }
+        let habit = set.blur(order.habit() as u64);
+        let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
+        let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
+        let claim = Self::take(set, choice, turn, now_ns);
+        Claim { downstream: next_downstream, ..claim }
+    }
+
+    /// Makes it one that all threads of a process share.
+    #[inline(always)]
+    pub fn share(&self) {
+        self.shared.store(1);
+    }
+
+    /// Says that a connection waits for its response (see [`Lane::has_surplus`]), or no longer.
+    #[inline(always)]
+    pub fn count_waiting(&self, opened: bool, waits: bool) {
+        self.waiting_on[usize::from(opened)].add(if waits { 1 } else { u64::MAX });
+    }
+
+    /// True if more messages are pending than can be inside the process: those that came in and were not answered yet,
+    /// less those that are at a server. So one of them went nowhere, and its write will not come.
+    #[inline(always)]
+    pub fn has_surplus(&self) -> bool {
+        let inside = self.waiting_on[0].load().wrapping_sub(self.waiting_on[1].load()).cast_signed();
+        let pending = self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
+        pending.cast_signed() > inside
+    }
+
+    /// Says that this thread has read the latest part of a message.
+    #[inline(always)]
+    pub fn note_reader(&self, direction: usize, tag: u64, tid: u32, recent: &mut Recent) {
+        if let Some(entry) = self.pending[direction & 1].remembered(tag)
+            && entry.thread.load() != u64::from(tid)
+        {
+            entry.thread.store(u64::from(tid));
+            recent.note(direction & 1, tag);
+        }
+    }
+
+    /// The tag of what this thread has read last and nobody has claimed; 0 if there is none among the latest.
+    #[inline(always)]
+    pub fn newest(&self, direction: usize, tid: u32, recent: &Recent) -> u64 {
+        let set = &self.pending[direction & 1];
+        let mut newest = 0;
+        // From the oldest of them up, so that the newest one stays.
+        for back in (1..=RECENT as u64).rev() {
+            let tag =
+                recent.tags[direction & 1][recent.read[direction & 1].wrapping_sub(back) as usize % RECENT];
+            if set.is_live(tag) && set.of(tag).thread.load() == u64::from(tid) {
+                newest = tag;
+            }
+        }
+        set.blur(newest)
+    }
+
+    #[inline(always)]
+    fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
+        if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() || self.shared.load() != 0 {
+            return;
+        }
+        self.writing.store(0);
+        self.turn_read_ns.store(read_ns);
+        for direction in 0..2 {
+            self.older_start[direction].store(self.turn_start[direction].load());
+            self.turn_start[direction].store(self.pending[direction].tail.load());
+        }
+    }
+
+    /// The turn of the oldest message in a set, and how its habits hold. Notes whether the order holds between the
+    /// directions, as far as this claim shows it.
+    #[inline(always)]
+    fn look(&self, own: usize) -> (Turn, &Order<W>) {
+        self.writing.store(1);
+        let other = own ^ 1;
+        let (own_head, other_head) = (self.pending[own].front(), self.pending[other].front());
+        if self.shared.load() != 0 {
+            let end = self.pending[own].tail.load();
+            let start = self.pending[own].blur(end.saturating_sub(ENTRIES as u64));
+            let turn = Turn { start, end, older: false };
+            return (turn, &self.order[size_class(self.pending[own].live.load())]);
+        }
+        let (turn, other_turn) = (self.turn(own, own_head), self.turn(other, other_head));
+        let order = &self.order[size_class(self.turn_size(turn.older))];
+        if turn.older == other_turn.older
+            && let (Some(own_ns), Some(other_ns)) =
+                (self.pending[own].live_read_ns(own_head), self.pending[other].live_read_ns(other_head))
+        {
+            let (own_span, other_span) = (turn.end - own_head, other_turn.end - other_head);
+            let kept = own_ns < other_ns;
+            let of_oldest = if kept { own_span } else { other_span };
+            // Never zero; the kernel's verifier wants to see that no division can fail.
+            let chance = (of_oldest << 16).checked_div(own_span + other_span).unwrap_or(0);
+            order.note(kept, chance);
+        }
+        (turn, order)
+    }
+
+    /// Whether any message of the turn is taken, not its oldest. Threads that share a lane have no turns.
+    #[inline(always)]
+    fn by_chance(&self, habit: u64, order: &Order<W>, random: u32) -> bool {
+        habit != Habit::Order as u64 && self.shared.load() == 0 && !order.holds(random & 0xffff)
+    }
+
+    /// Takes the message that is foreseen, else the thread's newest, else what the order of the turn says.
+    #[inline(always)]
+    fn take(set: &Pending<W>, choice: Choice, turn: Turn, now_ns: u64) -> Claim {
+        let alone = set.blur(u64::from(set.live.load() == 1));
+        let mut taken = set.blur(set.take(choice.foreseen));
+        if taken == 0 {
+            taken = set.blur(set.take(choice.newest));
+        }
+        if taken == 0 && choice.by_chance != 0 {
+            taken = set.take_any(set.head.load(), turn.end, choice.random >> 16);
+        }
+        let mut claim = Claim { tag: set.blur(taken), ..Claim::default() };
+        if claim.tag == 0 {
+            // What stood at the front for long has many ended ones behind it.
+            set.clear_front();
+            set.clear_front();
+            claim = set.take_oldest(now_ns);
+            claim.tag = set.blur(claim.tag);
+            claim.expired = set.blur(claim.expired);
+            claim.too_far = set.blur(u64::from(claim.too_far)) != 0;
+        }
+        if claim.tag != 0 {
+            set.in_order.add(1);
+            let entry = set.of(claim.tag);
+            claim.arrival_ns = entry.arrival_ns.load();
+            claim.read_ns = entry.read_ns.load();
+            claim.upstream = entry.upstream.load();
+            claim.batch = entry.downstream.load() & BATCH != 0;
+            claim.alone = alone != 0;
+        }
+        claim
+    }
+
+    /// How many messages of both directions the latest turn has so far, or the turn before it had.
+    #[inline(always)]
+    fn turn_size(&self, older: bool) -> u64 {
+        let mut size = 0;
+        for direction in 0..2 {
+            let start = self.turn_start[direction].load();
+            size += if older {
+                start - self.older_start[direction].load()
+            } else {
+                self.pending[direction].tail.load() - start
+            };
+        }
+        size
+    }
+
+    /// The turn of the message at `head` of a set.
+    #[inline(always)]
+    fn turn(&self, direction: usize, head: u64) -> Turn {
+        let latest = self.turn_start[direction].load();
+        let (start, end) = if head < latest {
+            (self.older_start[direction].load(), latest)
+        } else {
+            (latest, self.pending[direction].tail.load())
+        };
+        let set = &self.pending[direction];
+        Turn { start: set.blur(start), end: set.blur(end), older: set.blur(u64::from(head < latest)) != 0 }
+    }
+
+    /// Ends all messages; returns how many there were. The thread is gone and its place is for another.
+    #[inline(always)]
+    pub fn clear(&self) -> u64 {
+        self.order.iter().for_each(Order::clear);
+        self.upstreams.clear();
+        self.shared.store(0);
+        self.waiting_on.iter().for_each(|count| count.store(0));
+        self.pending[REQUEST].clear() + self.pending[RESPONSE].clear()
+    }
+}
+
+#[cfg(test)]
+mod tests;

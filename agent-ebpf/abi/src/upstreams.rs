@@ -1,0 +1,145 @@
+//! The connections a lane has opened, and what is foreseen of the next request of each.
+//!
+//! Two habits make a write's cause known before it happens, whatever order a proxy writes in:
+//!
+//! - a pool hands out the connection that was given back last. So connections that have brought their response
+//!   lie on a stack, and a request takes the uppermost when it is read;
+//! - a tunnel keeps its two connections together. So a request is foreseen on the connection that brought the
+//!   response before it.
+//!
+//! Nothing here is certain: a connection that is written on without being foreseen leaves the stack, and whether the
+//! habits are a proxy's own is counted in [`Order`](crate::order::Order).
+
+use crate::word::Word;
+
+/// Connections one lane can remember; the oldest are forgotten first.
+pub const UPSTREAMS: usize = 512;
+
+/// How many connections that have closed are passed over in search of a free one.
+const POP_STEPS: usize = 4;
+
+/// One opened connection. Its name is its place in the lane's history, never 0.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Upstream<W> {
+    name: W,
+    /// Names of its neighbours on the stack, 0 where there is none.
+    above: W,
+    below: W,
+    /// 1 while it lies on the stack.
+    free: W,
+    /// 1 from when it closed. Any CPU may set it.
+    closed: W,
+    /// Tag of the request that took it off the stack.
+    pub(crate) pooled: W,
+    /// Tag of the request that came from where its last response went.
+    pub(crate) usual: W,
+    /// Tag of its latest response.
+    pub(crate) response: W,
+}
+
+/// The connections of one lane.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Upstreams<W> {
+    /// How many there have been.
+    joined: W,
+    /// Name of the one given back last; 0 if none is free.
+    top: W,
+    places: [Upstream<W>; UPSTREAMS],
+}
+
+impl<W: Word> Upstreams<W> {
+    /// A name for one more connection.
+    #[inline(always)]
+    pub fn join(&self) -> u64 {
+        let name = self.joined.fetch_add(1) + 1;
+        let place = &self.places[name as usize % UPSTREAMS];
+        place.name.store(name);
+        for word in [
+            &place.above,
+            &place.below,
+            &place.free,
+            &place.closed,
+            &place.pooled,
+            &place.usual,
+            &place.response,
+        ] {
+            word.store(0);
+        }
+        name
+    }
+
+    /// The connection of that name, if it is remembered.
+    #[inline(always)]
+    pub(crate) fn get(&self, name: u64) -> Option<&Upstream<W>> {
+        let place = &self.places[name as usize % UPSTREAMS];
+        (name != 0 && place.name.load() == name).then_some(place)
+    }
+
+    /// Says that the connection has closed: no request will take it.
+    #[inline(always)]
+    pub fn close(&self, name: u64) {
+        if let Some(place) = self.get(name) {
+            place.closed.store(1);
+        }
+    }
+
+    /// Puts it on top of the stack: its response has come.
+    #[inline(always)]
+    pub(crate) fn give_back(&self, name: u64) {
+        self.take(name);
+        let Some(place) = self.get(name) else { return };
+        let top = self.top.load();
+        if let Some(under) = self.get(top) {
+            under.above.store(name);
+        }
+        place.below.store(top);
+        place.above.store(0);
+        place.free.store(1);
+        self.top.store(name);
+    }
+
+    /// Takes it off the stack, wherever it lies.
+    #[inline(always)]
+    pub(crate) fn take(&self, name: u64) {
+        let Some(place) = self.get(name) else { return };
+        if place.free.load() == 0 {
+            return;
+        }
+        place.free.store(0);
+        let (above, below) = (place.above.load(), place.below.load());
+        match self.get(above) {
+            Some(over) => over.below.store(below),
+            None => self.top.store(below),
+        }
+        if let Some(under) = self.get(below) {
+            under.above.store(above);
+        }
+    }
+
+    /// Takes the uppermost that is open; its name, or 0.
+    #[inline(always)]
+    pub(crate) fn pop(&self) -> u64 {
+        for _ in 0..POP_STEPS {
+            let name = self.top.load();
+            let Some(place) = self.get(name) else { return 0 };
+            self.take(name);
+            if place.closed.load() == 0 {
+                return name;
+            }
+        }
+        0
+    }
+
+    /// Forgets all of them.
+    #[inline(always)]
+    pub(crate) fn clear(&self) {
+        self.top.store(0);
+        // The names of the forgotten are skipped, so none of them is taken for a later one.
+        self.joined.add(UPSTREAMS as u64);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

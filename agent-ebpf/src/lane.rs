@@ -1,0 +1,103 @@
+//! The lanes of proxy threads, and of processes whose threads hand work to each other.
+
+use smp_agent_abi::lane::Recent;
+use smp_agent_abi::layout::{ROLE_OPENED, SHARED, Socket};
+use smp_agent_abi::word::Word as _;
+
+use crate::maps::{FREE_PLACES, LANES, Lane, MOVES, RECENT, THREADS};
+use crate::word::Atomic;
+
+/// So often a socket must have been seen with another thread for the threads of its proxy to share a lane.
+const MANY_MOVES: u64 = 16;
+/// A socket that stayed with its thread for so many messages before it moved tells against it: event loops hand over
+/// an idle connection now and then, or a socket that they have just accepted.
+const SETTLED_MESSAGES: u32 = 64;
+
+/// A lane and where it is.
+pub struct Current<'a> {
+    pub place: u32,
+    pub lane: &'a Lane,
+    /// True if threads share it.
+    pub shared: bool,
+}
+
+/// The lane of the current thread, or of its process where threads share it. Takes a free one for who has none;
+/// `None` when there is none left.
+#[inline(always)]
+pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'a>> {
+    let moves = Atomic::at(MOVES.get_ptr_mut(socket.proxy_slot)?);
+    let mut shared = moves.load() >= MANY_MOVES;
+    socket.settled = socket.settled.saturating_add(1);
+    if !shared && socket.owner != tid && socket.owner != 0 {
+        if socket.settled < SETTLED_MESSAGES {
+            moves.add(1);
+            shared = moves.load() >= MANY_MOVES;
+        } else if moves.load() > 0 {
+            moves.add(u64::MAX);
+        }
+        socket.settled = 0;
+    }
+    let owner = if shared { tgid | SHARED } else { tid };
+    if socket.owner != owner {
+        let place = place_of(owner)?;
+        socket.owner = owner;
+        if socket.lane != place {
+            socket.lane = place;
+            // Names of upstream connections are the lane's own.
+            socket.upstream = 0;
+        }
+    }
+    let lane = at(socket.lane)?;
+    if socket.role == ROLE_OPENED && socket.upstream == 0 {
+        socket.upstream = lane.connect();
+    }
+    Some(Current { place: socket.lane, lane, shared })
+}
+
+#[inline(always)]
+fn place_of(owner: u32) -> Option<u32> {
+    // SAFETY: the value is copied at once.
+    if let Some(&place) = unsafe { THREADS.get(&owner) } {
+        return Some(place);
+    }
+    let place = FREE_PLACES.pop().ok()??;
+    if owner & SHARED != 0 {
+        at(place)?.share();
+    }
+    if THREADS.insert(&owner, &place, 0).is_err() {
+        // Pushing back what was just popped cannot find the stack full.
+        let _pushed = FREE_PLACES.push(place, 0);
+        return None;
+    }
+    Some(place)
+}
+
+/// Counts a socket as waiting for its response, or no longer, in a lane that threads share.
+#[inline(always)]
+pub fn note_waiting(socket: &mut Socket, waits: bool) {
+    if socket.owner & SHARED == 0 || (socket.waits != 0) == waits {
+        return;
+    }
+    if let Some(lane) = at(socket.lane) {
+        lane.count_waiting(socket.role == ROLE_OPENED, waits);
+        socket.waits = u32::from(waits);
+    }
+}
+
+/// The lane at `place`.
+#[inline(always)]
+pub fn at<'a>(place: u32) -> Option<&'a Lane> {
+    // SAFETY: array values stay where they are; all of `Lane` is words that any CPU may change.
+    LANES.get_ptr(place).map(|lane| unsafe { &*lane })
+}
+
+/// What the current thread, of those that share a lane, has read last.
+#[inline(always)]
+pub fn recent<'a>(tid: u32) -> Option<&'a mut Recent> {
+    if RECENT.get_ptr_mut(&tid).is_none() {
+        // A full table costs the thread's own order: it claims the oldest of the process.
+        let _inserted = RECENT.insert(&tid, &Recent::default(), 0);
+    }
+    // SAFETY: only this thread uses it, and the value stays while the thread lives.
+    RECENT.get_ptr_mut(&tid).map(|recent| unsafe { &mut *recent })
+}

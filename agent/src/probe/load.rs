@@ -1,0 +1,149 @@
+//! Loading: the object with this kernel's offsets, then its programs one by one.
+
+use aya::programs::fentry::FEntryLinkId;
+use aya::programs::tp_btf::BtfTracePointLinkId;
+use aya::programs::{BtfTracePoint, FEntry, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use smp_agent_abi::layout::SERIES_PER_PROXY;
+use smp_agent_abi::names;
+
+use super::btf::Btf;
+use super::programs::{Hook, PROGRAMS, Program, WRITE_RETURN};
+use super::{Options, ProbeError, Verdict, offsets};
+
+/// The object, empty in a build without a BPF toolchain.
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/smp-agent-ebpf"));
+
+/// Threads with pending sets per proxy, on average. 64 KiB of kernel memory each.
+pub(super) const THREADS_PER_PROXY: u32 = 4;
+/// Threads that share a lane, per proxy, on average.
+const SHARING_THREADS_PER_PROXY: u32 = 64;
+/// Processes that belong to proxies, per proxy, on average: workers are processes for some.
+const PROCESSES_PER_PROXY: u32 = 64;
+/// Listening ports of proxies, per proxy, on average.
+const LISTENERS_PER_PROXY: u32 = 64;
+
+/// Which programs to try, by what this kernel has; `Attached` stands for "to be loaded and attached".
+pub(super) fn choose(btf: &Btf, without: &[String]) -> Vec<Verdict> {
+    let verdict = |program: &Program| {
+        if without.iter().any(|name| name == program.name) {
+            return Verdict::Unsupported("switched off by --without".to_owned());
+        }
+        if !program.hook.exists(btf) {
+            return Verdict::Unsupported(match program.hook {
+                Hook::Tracepoint(name) => format!("this kernel has no tracepoint {name}"),
+                Hook::Entry(name) => format!("this kernel has no function {name}"),
+            });
+        }
+        let mut fields = program.fields.iter().copied().flatten();
+        match fields.find(|field| field.offset_bytes(btf).is_none()) {
+            Some(field) => Verdict::Unsupported(format!("this kernel has no field {}", field.dotted())),
+            None => Verdict::Attached,
+        }
+    };
+    PROGRAMS.iter().map(verdict).collect()
+}
+
+/// Loads the object and, one by one, its programs; of several for one stamp the first that the kernel takes.
+pub(super) fn load(
+    btf: &Btf,
+    kernel: &aya::Btf,
+    verdicts: &mut [Verdict],
+    options: &Options,
+) -> Result<Ebpf, ProbeError> {
+    let ebpf = load_told(btf, kernel, verdicts, options, false)?;
+    let of_fallback = |(program, verdict): (&Program, &Verdict)| {
+        program.name == WRITE_RETURN && *verdict == Verdict::Attached
+    };
+    // What the programs are told is frozen before the first is loaded, and which write program the kernel takes is
+    // known after the last.
+    if PROGRAMS.iter().zip(&*verdicts).any(of_fallback) {
+        return load_told(btf, kernel, verdicts, options, true);
+    }
+    Ok(ebpf)
+}
+
+fn load_told(
+    btf: &Btf,
+    kernel: &aya::Btf,
+    verdicts: &mut [Verdict],
+    options: &Options,
+    write_after_departure: bool,
+) -> Result<Ebpf, ProbeError> {
+    let places = options.max_proxies * THREADS_PER_PROXY;
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(kernel))
+        .map_max_entries(names::SERIES, options.max_proxies * SERIES_PER_PROXY as u32)
+        .map_max_entries(names::TALLIES, options.max_proxies)
+        .map_max_entries(names::PROXIES, options.max_proxies * PROCESSES_PER_PROXY)
+        .map_max_entries(names::LISTENERS, options.max_proxies * LISTENERS_PER_PROXY)
+        .map_max_entries(names::THREADS, places)
+        .map_max_entries(names::LANES, places)
+        .map_max_entries(names::MOVES, options.max_proxies)
+        .map_max_entries(names::RECENT, options.max_proxies * SHARING_THREADS_PER_PROXY)
+        .map_max_entries(names::FREE_PLACES, places);
+    let offsets: Vec<_> = offsets::FIELDS
+        .iter()
+        .map(|field| (field.global, u64::from(field.offset_bytes(btf).unwrap_or_default())))
+        .collect();
+    for (global, offset) in &offsets {
+        loader.override_global(global, offset, true);
+    }
+    let write_after_departure = u64::from(write_after_departure);
+    loader.override_global("WRITE_AFTER_DEPARTURE", &write_after_departure, true);
+    let mut ebpf = loader.load(OBJECT)?;
+    for (index, program) in PROGRAMS.iter().enumerate() {
+        let (earlier, rest) = verdicts.split_at_mut(index);
+        let verdict = &mut rest[0];
+        let mut better = PROGRAMS.iter().zip(earlier);
+        if *verdict == Verdict::Attached
+            && better.any(|(other, verdict)| *verdict == Verdict::Attached && program.replaced_by(other))
+        {
+            *verdict = Verdict::NotNeeded;
+        }
+        if (*verdict == Verdict::Attached || *verdict == Verdict::NotNeeded && options.load_all)
+            && let Err(error) = load_program(&mut ebpf, program, kernel)
+        {
+            *verdict = Verdict::of(program.hook, &error);
+        }
+    }
+    Ok(ebpf)
+}
+
+fn load_program(ebpf: &mut Ebpf, program: &Program, kernel: &aya::Btf) -> Result<(), ProgramError> {
+    match program.hook {
+        Hook::Tracepoint(name) => find::<BtfTracePoint>(ebpf, program.name)?.load(name, kernel),
+        Hook::Entry(name) => find::<FEntry>(ebpf, program.name)?.load(name, kernel),
+    }
+}
+
+/// Attaches a loaded program.
+pub(super) fn attach(ebpf: &mut Ebpf, program: &Program) -> Result<Link, ProgramError> {
+    match program.hook {
+        Hook::Tracepoint(_) => find::<BtfTracePoint>(ebpf, program.name)?.attach().map(Link::Tracepoint),
+        Hook::Entry(_) => find::<FEntry>(ebpf, program.name)?.attach().map(Link::Entry),
+    }
+}
+
+/// What keeps a program attached.
+pub(super) enum Link {
+    Tracepoint(BtfTracePointLinkId),
+    Entry(FEntryLinkId),
+}
+
+impl Link {
+    pub(super) fn detach(self, ebpf: &mut Ebpf, program: &str) -> Result<(), ProgramError> {
+        match self {
+            Self::Tracepoint(link) => find::<BtfTracePoint>(ebpf, program)?.detach(link),
+            Self::Entry(link) => find::<FEntry>(ebpf, program)?.detach(link),
+        }
+    }
+}
+
+fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, ProgramError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
+}
