@@ -28,6 +28,8 @@ use crate::{live, process};
 const IP: &str = "/usr/sbin/ip";
 /// Begins the name of every namespace made here.
 const PREFIX: &str = "smp-bed";
+/// How long a device may take to see its other end.
+const CARRIER_LONGEST: Duration = Duration::from_secs(10);
 /// How long processes left in a stale namespace may take to end.
 const STALE_GRACE: Duration = Duration::from_secs(5);
 
@@ -67,6 +69,25 @@ impl Netns {
 
     fn ip<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
         process::output(self.command(IP).args(arguments)).map(drop)
+    }
+
+    /// Waits until IPv6 packets pass its devices. The kernel notes the carrier of a new device up to seconds late;
+    /// IPv6 waits for that, IPv4 does not.
+    ///
+    /// # Errors
+    /// When a device has no carrier within 10 s.
+    pub fn await_ipv6(&self) -> Result<()> {
+        let asked = Instant::now();
+        loop {
+            let devices = process::output(self.command(IP).args(["-oneline", "link", "show", "up"]))?;
+            if !devices.contains("NO-CARRIER") {
+                return Ok(());
+            }
+            if asked.elapsed() > CARRIER_LONGEST {
+                bail!("a device of {} has no carrier after {} s", self.name, CARRIER_LONGEST.as_secs());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The name that `ip netns` knows it by.

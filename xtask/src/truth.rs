@@ -96,8 +96,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if options.all && !options.wire_only {
         say(&format!("\n{}\n", table.markdown()));
     }
-    say(&sums.to_string());
-    say(&format!("{within} of {} combinations within their bounds", cells.len()));
+    if options.wire_only {
+        say(&format!(
+            "{} messages on the wire; {within} of {} combinations measured",
+            sums.wire,
+            cells.len()
+        ));
+    } else {
+        say(&sums.to_string());
+        say(&format!("{within} of {} combinations within their bounds", cells.len()));
+    }
     Ok(if within == cells.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

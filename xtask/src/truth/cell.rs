@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use bed::capture::{Capture, Vantage};
 use bed::load::Tally;
-use bed::netns::{Bed, Netns};
+use bed::netns::{Bed, Family, Netns};
 use bed::process::Child;
 use bed::protocol::Protocol;
 use bed::proxy::{Proxy, Spec};
@@ -26,6 +26,10 @@ use crate::cargo;
 const START_LONGEST: Duration = Duration::from_secs(10);
 /// How much longer than the load the agent may take, to attach, drain and write.
 const BEYOND_LOAD: Duration = Duration::from_mins(1);
+
+/// Packets sent twice, of all messages, at most. A machine that is too busy for 10 ms lets TCP send again what was not
+/// lost, and the first sending is the one that counts; more of them would be a bed that loses packets.
+const REPEATED_SHARE: f64 = 0.02;
 
 /// The executables under test.
 pub struct Programs {
@@ -137,6 +141,7 @@ impl Programs {
     fn observe(&self, cell: &Cell, dir: &std::path::Path) -> Result<Seen> {
         let (listen, upstream) = (Bed::proxy_address(cell.family), Bed::server_address(cell.family));
         let bed = Bed::new()?;
+        await_family(cell.family, &[&bed.client, &bed.proxy, &bed.server])?;
         let backend = self.backend(cell, &bed.server, upstream, dir)?;
         let proxy = Proxy::start(&Spec {
             kind: cell.proxy,
@@ -198,6 +203,14 @@ impl Programs {
     }
 }
 
+/// Waits until packets of this family pass these namespaces.
+pub(super) fn await_family(family: Family, namespaces: &[&Netns]) -> Result<()> {
+    match family {
+        Family::V4 => Ok(()),
+        Family::V6 => namespaces.iter().try_for_each(|netns| netns.await_ipv6()),
+    }
+}
+
 /// Runs the load, by way of the agent or not, and finds its tally among what both say.
 fn drive(words: &[OsString], longest: Duration, dir: &std::path::Path) -> Result<Tally> {
     let (program, arguments) = words.split_first().context("no program to run")?;
@@ -217,11 +230,11 @@ fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
     let first_error = load.first_error.as_deref().unwrap_or("it sent nothing");
     ensure!(load.requests > 0 && load.errors == 0, "the load had {} errors: {first_error}", load.errors);
     ensure!(
-        wire.repeated == 0 && wire.nameless == 0,
-        "the wire is no truth: {} retransmissions, {} messages without an id",
-        wire.repeated,
-        wire.nameless
+        wire.repeated as f64 <= REPEATED_SHARE * (load.requests + load.responses) as f64,
+        "the wire is no truth: {} retransmissions",
+        wire.repeated
     );
+    ensure!(wire.nameless == 0, "the wire is no truth: {} messages without an id", wire.nameless);
     let latencies = Direction::ALL.map(|direction| wire.latencies(direction));
     let expected = [load.requests, load.responses];
     for ((direction, latencies), expected) in Direction::ALL.into_iter().zip(&latencies).zip(expected) {

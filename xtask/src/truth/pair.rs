@@ -11,7 +11,7 @@ use bed::protocol::Protocol;
 use bed::proxy::Pair;
 use bed::wire::{Carried, Sides, Wire};
 
-use super::cell::{End, Programs, Seen, SeenProxy};
+use super::cell::{self, End, Programs, Seen, SeenProxy};
 use super::matrix::Cell;
 
 /// Runs the load with everything beside it. Both captures are decrypted with the keys that the server's proxy logged.
@@ -23,6 +23,7 @@ pub(super) fn observe(programs: &Programs, cell: &Cell, dir: &Path) -> Result<Se
         PairBed::server_address(family),
     );
     let bed = PairBed::new()?;
+    cell::await_family(family, &[&bed.client, &bed.client_proxy, &bed.server_proxy, &bed.server])?;
     let backend = programs.backend(cell, &bed.server, upstream, dir)?;
     let pair = Pair::start(cell.proxy, cell.workers, cell.protocol, &bed, family, &dir.join("proxy"))?;
     let capture = |name: &str, netns, listen_port, upstream_port| {
