@@ -67,6 +67,11 @@ struct Sums {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let cells = options.cells()?;
     setup::ensure()?;
+    if options.short {
+        let (passed, failed) = short()?;
+        println!("{passed} passed, {failed} failed");
+        return Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     process::raise_file_limit()?;
     let programs = Programs::build(options.wire_only)?;
     // With `--json`, standard output is for programs.
@@ -110,7 +115,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// The short form for CI: some combinations, judged by [`Gate::Short`]. Says of each whether it passed, as tests do,
-/// and returns how many did and how many did not.
+/// and returns how many did and how many did not. One that did not is measured a second time, which then counts: 3 s on
+/// a machine that does other things may be unlike what was learned in them, but not twice by chance.
 ///
 /// # Errors
 /// When something cannot be built.
@@ -119,24 +125,27 @@ pub fn short() -> Result<(u64, u64)> {
     let programs = Programs::build(false)?;
     let (mut passed, mut failed) = (0, 0);
     for (proxy, protocol) in SHORT {
-        let outcome = programs.measure(
-            Cell {
-                proxy,
-                workers: 2,
-                protocol,
-                connections: SHORT_CONNECTIONS,
-                rate: None,
-                duration: SHORT_DURATION,
-                family: Family::V4,
-            },
-            Gate::Short,
-        );
+        let cell = Cell {
+            proxy,
+            workers: 2,
+            protocol,
+            connections: SHORT_CONNECTIONS,
+            rate: None,
+            duration: SHORT_DURATION,
+            family: Family::V4,
+        };
+        let mut outcome = programs.measure(cell, Gate::Short);
+        if outcome.wrong() > 0 {
+            show(&outcome, false)?;
+            println!("once more: {cell}");
+            outcome = programs.measure(cell, Gate::Short);
+        }
         if outcome.wrong() == 0 {
-            println!("test truth of {} ... ok", outcome.cell);
+            println!("test truth of {cell} ... ok");
             passed += 1;
         } else {
-            println!("test truth of {} ... FAILED", outcome.cell);
             show(&outcome, false)?;
+            println!("test truth of {cell} ... FAILED");
             failed += 1;
         }
     }

@@ -24,6 +24,9 @@ pub struct Options {
     /// all numbers are left in target/truth/matrix.jsonl
     #[arg(long)]
     pub all: bool,
+    /// The few combinations of `cargo xtask test`, with bounds that a few seconds do not exceed by chance
+    #[arg(long, exclusive = true)]
+    pub short: bool,
     /// Which proxies [default: envoy, nginx, haproxy]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     proxy: Vec<ProxyKind>,

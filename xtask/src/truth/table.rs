@@ -2,10 +2,9 @@
 
 use bed::protocol::Protocol;
 use bed::proxy::ProxyKind;
-use bed::wire::Direction;
 
 use super::cell::{Outcome, name};
-use super::verdict::{Comparison, Matching};
+use super::verdict::{self, Comparison, Matching};
 
 const HEADER: &str = "\
 | proxy | protocol | cells within | worst error | of | exact | ambiguous | unmatched, lost |
@@ -37,7 +36,7 @@ struct Worst {
     /// The error as a share of the truth.
     error_share: f64,
     /// Which number it is.
-    place: String,
+    number: String,
 }
 
 impl Table {
@@ -59,19 +58,20 @@ impl Table {
         }
         let load = format!("{} workers, {} conns", outcome.cell.workers, outcome.cell.load());
         for (path, one) in measured.comparisons() {
-            let Some(worst) = Worst::new(&name(&outcome.cell, path.end), path.direction, one, &load) else {
-                continue;
-            };
+            let end = path.end.map_or_else(String::new, |end| format!("{} ", name(&outcome.cell, Some(end))));
+            let number = format!("{end}{} {}, {load}", path.direction.as_str(), one.stat);
+            let Some(worst) = Worst::new(one, number) else { continue };
             if row.worst.as_ref().is_none_or(|known| known.used < worst.used) {
                 row.worst = Some(worst);
             }
         }
     }
 
-    /// The lines of the table.
+    /// The lines of the table, and what its words mean.
     pub fn markdown(&self) -> String {
-        let lines: Vec<_> =
-            std::iter::once(HEADER.to_owned()).chain(self.rows.iter().map(Row::line)).collect();
+        let mut lines = vec![HEADER.to_owned()];
+        lines.extend(self.rows.iter().map(Row::line));
+        lines.extend([String::new(), verdict::bounds_in_words()]);
         lines.join("\n")
     }
 }
@@ -84,7 +84,7 @@ impl Row {
             || "- | -".to_owned(),
             |worst| {
                 let (us, percent) = (worst.error_us, worst.error_share * 100.0);
-                format!("{us:+.1} us ({percent:+.1} %) | {}", worst.place)
+                format!("{us:+.1} us ({percent:+.1} %) | {}", worst.number)
             },
         );
         let share = |count: u64| {
@@ -100,14 +100,9 @@ impl Row {
 }
 
 impl Worst {
-    fn new(proxy: &str, direction: Direction, one: &Comparison, load: &str) -> Option<Self> {
+    fn new(one: &Comparison, number: String) -> Option<Self> {
         let (error_us, bound_us) = (one.error_us()?, one.bound_us?);
-        Some(Self {
-            used: error_us.abs() / bound_us,
-            error_us,
-            error_share: error_us / one.wire_us,
-            place: format!("{proxy} {} {}, {load}", direction.as_str(), one.stat),
-        })
+        Some(Self { used: error_us.abs() / bound_us, error_us, error_share: error_us / one.wire_us, number })
     }
 }
 
@@ -117,6 +112,7 @@ mod tests {
 
     use bed::load::Tally;
     use bed::netns::Family;
+    use bed::wire::Direction;
 
     use super::*;
     use crate::truth::cell::{Measured, Path};
@@ -166,18 +162,16 @@ mod tests {
         {
             table.add(&outcome(connections, errors_us));
         }
-        let row = "| envoy | tcp | 2 of 3 ! | -2.5 us (-2.5 %) | envoy response p50, 2 workers, 16 conns | 75.0 % | 25.0 % | \
+        let row = "| envoy | tcp | 2 of 3 ! | -2.5 us (-2.5 %) | response p50, 2 workers, 16 conns | 75.0 % | 25.0 % | \
                    0.000 % |";
-        assert_eq!(table.markdown(), format!("{HEADER}\n{row}"));
+        assert_eq!(table.markdown(), format!("{HEADER}\n{row}\n\n{}", verdict::bounds_in_words()));
     }
 
     #[test]
     fn what_could_not_be_measured_is_not_within() {
         let mut table = Table::default();
         table.add(&outcome(1, None));
-        assert_eq!(
-            table.markdown(),
-            format!("{HEADER}\n| envoy | tcp | 0 of 1 ! | - | - | 0.0 % | 0.0 % | 0.000 % |")
-        );
+        let row = "| envoy | tcp | 0 of 1 ! | - | - | 0.0 % | 0.0 % | 0.000 % |";
+        assert_eq!(table.markdown(), format!("{HEADER}\n{row}\n\n{}", verdict::bounds_in_words()));
     }
 }

@@ -29,6 +29,25 @@ impl Bounds {
     const SHORT: Self = Self([Some(0.01), Some(0.03), Some(0.03), Some(0.03), None]);
 }
 
+/// What the table's "within" and "worst" mean.
+pub fn bounds_in_words() -> String {
+    let Bounds(shares) = Bounds::MULTIPLEXED;
+    let multiplexed: Vec<_> = STATS
+        .iter()
+        .zip(shares)
+        .filter_map(|(stat, share)| Some(format!("{stat} {:.0} %", share? * 100.0)))
+        .collect();
+    let [budget, ..] = Bounds::BUDGET.0.map(|share| share.unwrap_or_default() * 100.0);
+    format!(
+        "Within: every number as near to the packets' as {} us or {budget} %, whichever is more; where a protocol has \
+         several messages under way on a connection and {:.0} % of them are ambiguous, as {}. Worst: the number that \
+         uses most of its bound.",
+        BUDGET_NS / 1e3,
+        AMBIGUOUS_SHARE * 100.0,
+        multiplexed.join(", ")
+    )
+}
+
 /// What a measurement must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
