@@ -249,6 +249,11 @@ impl Packets {
 }
 
 impl Captured {
+    /// The file with the packets, for those who read it by other means; it goes with this capture.
+    pub fn path(&self) -> &Path {
+        &self.packets.path
+    }
+
     /// Reads the packets into `wire`, of which nothing was seen before, sorted by the interface they passed.
     ///
     /// # Errors

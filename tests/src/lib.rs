@@ -6,6 +6,9 @@
 //!        eth0   "downstream"            "upstream"   eth0
 //! ```
 //!
+//! For mutual TLS there are two proxies in a row ([`netns::PairBed`], [`proxy::Pair`]), and [`wire`] opens what is
+//! between them with the keys that one of them logs.
+//!
 //! [`netns::Bed`] makes the namespaces, [`process::Child`] starts what runs in them, [`proxy::Proxy`] and
 //! [`origin::Origin`] are such processes with a generated configuration, [`tools`] knows where `cargo xtask setup`
 //! put what is needed. Every one of them ends what it started when it is dropped, and [`live`] does the same when

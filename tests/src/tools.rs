@@ -116,6 +116,14 @@ pub fn tcpdump() -> Result<PathBuf> {
     present(PathBuf::from("/usr/bin/tcpdump"), SETUP)
 }
 
+/// The dissector of packets, as a judge of the bed's own.
+///
+/// # Errors
+/// When it is not there.
+pub fn tshark() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/bin/tshark"), SETUP)
+}
+
 /// The load generator wrk.
 ///
 /// # Errors

@@ -132,3 +132,6 @@ pub(crate) const fn size_class(size: u64) -> usize {
     let log2 = 63 - (size | 1).leading_zeros() as usize;
     if log2 < ORDER_SIZES { log2 } else { ORDER_SIZES - 1 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,17 +142,4 @@ impl<W: Word> Upstreams<W> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    extern crate std;
-    use super::*;
-    use core::sync::atomic::AtomicU64;
-    use std::boxed::Box;
-
-    pub(crate) fn none() -> Box<Upstreams<AtomicU64>> {
-        Box::new(Upstreams {
-            joined: AtomicU64::default(),
-            top: AtomicU64::default(),
-            places: core::array::from_fn(|_| Upstream::default()),
-        })
-    }
-}
+pub(crate) mod tests;

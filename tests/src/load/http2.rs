@@ -51,10 +51,9 @@ impl Client {
     async fn keep_busy(
         &self,
         shared: &Shared,
-        sender: SendRequest<Bytes>,
+        mut sender: SendRequest<Bytes>,
         turns: &Mutex<&mut Turns>,
     ) -> Result<()> {
-        let mut sender = sender;
         loop {
             let turn = async {
                 let mut turns = turns.lock().await;

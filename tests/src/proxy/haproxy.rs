@@ -21,11 +21,11 @@ pub(super) struct Config<'a> {
     /// Words of `server` after the address.
     pub(super) server: &'a str,
     /// The largest number of HTTP/2 streams at a time on a connection.
-    pub(super) streams: u32,
+    pub(crate) streams: u32,
     /// More lines of `global`.
-    pub(super) global: &'a str,
+    pub(crate) global: &'a str,
     /// More lines of `frontend`.
-    pub(super) frontend: &'a str,
+    pub(crate) frontend: &'a str,
 }
 
 /// The command for a `HAProxy` between client and server, without TLS.

@@ -86,6 +86,11 @@ impl Pair {
         Ok(Self { client, server, key_log })
     }
 
+    /// The file in which the server's proxy logs the secrets of its connections.
+    pub fn key_log(&self) -> &Path {
+        &self.key_log
+    }
+
     /// Stops both and returns the secrets of the connections between them.
     ///
     /// # Errors
@@ -173,9 +178,7 @@ fn haproxy_commands(
             inside(between)
         )
     };
-    let mut server_words = words(&certificates.client);
-    server_words += " verifyhost ";
-    server_words += certificates.server.name;
+    let server_words = format!("{} verifyhost {}", words(&certificates.client), certificates.server.name);
     let secrets: Vec<_> = [
         ("CLIENT_HANDSHAKE_TRAFFIC_SECRET", "ssl_fc_client_handshake_traffic_secret"),
         ("SERVER_HANDSHAKE_TRAFFIC_SECRET", "ssl_fc_server_handshake_traffic_secret"),

@@ -6,7 +6,8 @@
 //!
 //! Where every message starts a packet, packets are looked at one by one ([`starts`]), and their beginnings are
 //! enough. Elsewhere the bytes of each connection are put in order ([`stream`]) and read by the module of the
-//! protocol's family.
+//! protocol's family. In HTTP/2 a message begins with its HEADERS frame; in TLS it has the time of the packet with the
+//! first byte of the record that carries its first byte.
 
 mod http1;
 mod http2;

@@ -12,7 +12,7 @@ use super::Part;
 use crate::step;
 
 /// What the linker, the bed and the tests need.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     // bpf-linker links against it.
     "llvm-22-dev",
     "libpolly-22-dev",
@@ -30,6 +30,7 @@ const PACKAGES: [&str; 13] = [
     // Independent judges in the tests.
     "python3",
     "python3-venv",
+    "tshark",
 ];
 
 /// A compiler with its matching sources: `core` is built from them for the BPF target.

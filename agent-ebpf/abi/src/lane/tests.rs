@@ -2,6 +2,12 @@
 //! found it.
 
 extern crate std;
+
+mod churn;
+mod kernel;
+mod recent;
+mod world;
+
 use super::*;
 use crate::order::ORDER_MEMORY;
 use crate::pending::tests::empty;

@@ -115,6 +115,8 @@ enum Step {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
     /// Against a plain queue: same order, same emptiness, whatever is ended in between.
     #[test]
     fn behaves_as_a_queue(steps in prop::collection::vec(prop_oneof![

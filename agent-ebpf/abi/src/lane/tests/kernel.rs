@@ -1,0 +1,243 @@
+//! What the probes `read`, `write` and `state` do with a lane and with a socket's state, for sockets that carry one
+//! message at a time. A change of how they drive a lane is made here too.
+
+use super::*;
+use crate::layout::{
+    MULTIPLEXED, NOTED, ROLE_ACCEPTED, ROLE_OPENED, SHARED, STARVED_WEIGHT, Socket, TURN_OWN, TURN_READING,
+    TURN_WRITING,
+};
+use std::collections::HashSet;
+
+/// Number of a socket.
+pub(super) type Id = usize;
+
+/// One message: its direction and its tag.
+pub(super) type Tag = (usize, u64);
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// It carries this message on, which was read then.
+    Claimed(Tag, u64),
+    /// It continues a message.
+    Continued,
+    /// It is the proxy's own answer.
+    Local,
+    /// It has no cause.
+    Nothing,
+    /// Its cause is behind too many ended ones.
+    TooFar,
+}
+
+/// Counters of the proxy, named as in [`Tally`](crate::layout::Tally).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    pub pushed: u64,
+    pub claimed: u64,
+    /// Ended without a claim: superseded, closed, expired, answered by the proxy.
+    pub ended: u64,
+    pub pending: u64,
+    pub local: u64,
+    pub too_far: u64,
+    pub full: u64,
+}
+
+pub(super) struct Kernel {
+    pub lane: Box<Lane<AtomicU64>>,
+    pub counters: Counters,
+    shared: bool,
+    sockets: Vec<Socket>,
+    recent: HashMap<u32, Recent>,
+    claimed: HashSet<Tag>,
+}
+
+impl Kernel {
+    pub fn new(shared: bool) -> Self {
+        let lane = lane();
+        if shared {
+            lane.share();
+        }
+        Self {
+            lane,
+            counters: Counters::default(),
+            shared,
+            sockets: Vec::new(),
+            recent: HashMap::new(),
+            claimed: HashSet::new(),
+        }
+    }
+
+    pub fn accept(&mut self) -> Id {
+        self.follow(ROLE_ACCEPTED)
+    }
+
+    pub fn connect(&mut self) -> Id {
+        let id = self.follow(ROLE_OPENED);
+        self.sockets[id].upstream = self.lane.connect();
+        id
+    }
+
+    fn follow(&mut self, role: u32) -> Id {
+        let owner = if self.shared { SHARED } else { 1 };
+        let id = self.sockets.len() as u32 + 1;
+        self.sockets.push(Socket { role, owner, id, ..Socket::default() });
+        self.sockets.len() - 1
+    }
+
+    /// Returns the message that begins here, unless the read continues one or there is no room.
+    pub fn read(&mut self, id: Id, tid: u32, arrival_ns: u64, now_ns: u64) -> Option<Tag> {
+        if self.sockets[id].turn == TURN_READING {
+            self.note_reader(id, tid);
+            return None;
+        }
+        self.sockets[id].turn = TURN_READING;
+        self.end_superseded(id);
+        let socket = &mut self.sockets[id];
+        let inbound = inbound(socket);
+        let starved = self.lane.latest[inbound].note(u64::from(socket.id), 0, now_ns);
+        if !self.shared {
+            let evidence = socket.multiplexed.saturating_sub(1);
+            socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
+            assert!(socket.multiplexed < MULTIPLEXED, "taken for a multiplexed connection");
+        }
+        self.note_waiting(id, inbound == REQUEST);
+        let socket = &mut self.sockets[id];
+        let pushed = if inbound == REQUEST {
+            self.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
+        } else {
+            self.lane.push_response(arrival_ns, now_ns, socket.upstream, u64::from(socket.downstream))
+        };
+        socket.pending_tag = pushed.unwrap_or(0);
+        let Some(tag) = pushed else {
+            self.counters.full += 1;
+            return None;
+        };
+        self.counters.pushed += 1;
+        self.counters.pending += 1;
+        self.note_reader(id, tid);
+        Some((inbound, tag))
+    }
+
+    pub fn write(&mut self, id: Id, tid: u32, random: u32, now_ns: u64) -> Written {
+        let turn = self.sockets[id].turn;
+        if turn == TURN_WRITING {
+            return Written::Continued;
+        }
+        self.sockets[id].turn = TURN_WRITING;
+        let outbound = inbound(&self.sockets[id]) ^ 1;
+        self.note_waiting(id, outbound == REQUEST);
+        let recent = *self.recent.entry(tid).or_default();
+        let newest = if self.shared { self.lane.newest(outbound, tid, &recent) } else { 0 };
+        if self.is_local_reply(id, newest) {
+            self.counters.local += 1;
+            self.end(1);
+            return Written::Local;
+        }
+        self.lane.clear_fronts();
+        let socket = &mut self.sockets[id];
+        let claim = if outbound == RESPONSE {
+            let (own, request) = (u64::from(socket.id), socket.pending_tag);
+            let claim = self.lane.claim_response(now_ns, random, own, request, socket.upstream, newest);
+            socket.upstream = claim.upstream;
+            claim
+        } else {
+            let claim = self.lane.claim_request(now_ns, random, socket.upstream, newest);
+            socket.downstream = claim.downstream as u32;
+            claim
+        };
+        if claim.too_far {
+            self.end(claim.expired);
+            self.counters.too_far += 1;
+            return Written::TooFar;
+        }
+        if claim.tag == 0 {
+            // As `from_latest` where no connection is multiplexed.
+            if turn == TURN_READING || outbound == REQUEST {
+                self.lane.latest[outbound].starved.add(1);
+            }
+            if turn != TURN_READING || outbound == REQUEST {
+                socket.turn = TURN_OWN;
+            }
+            self.end(claim.expired);
+            return Written::Nothing;
+        }
+        self.end(claim.expired);
+        self.counters.claimed += 1;
+        self.counters.pending -= 1;
+        assert!(self.claimed.insert((outbound, claim.tag)), "{claim:?} was claimed before");
+        Written::Claimed((outbound, claim.tag), claim.read_ns)
+    }
+
+    pub fn close(&mut self, id: Id) {
+        let socket = &mut self.sockets[id];
+        let (tag, role) = (socket.pending_tag, socket.role);
+        socket.pending_tag = 0;
+        if tag != 0 && role == ROLE_OPENED {
+            self.lane.pending[RESPONSE].orphan(tag);
+        } else if tag != 0 && self.lane.pending[REQUEST].end(tag) {
+            self.end(1);
+        }
+        self.note_waiting(id, false);
+        if role == ROLE_OPENED {
+            self.lane.upstreams.close(self.sockets[id].upstream);
+        }
+    }
+
+    /// Each message is claimed, ended or live, and the counters say what the sets hold.
+    pub fn check(&self) {
+        let counters = self.counters;
+        let live: u64 = self.lane.pending.iter().map(|set| set.live.load(Relaxed)).sum();
+        assert_eq!(counters.pushed, counters.claimed + counters.ended + counters.pending, "{counters:?}");
+        assert_eq!(counters.pending, live, "{counters:?}");
+    }
+
+    fn end(&mut self, count: u64) {
+        self.counters.ended += count;
+        self.counters.pending -= count;
+    }
+
+    fn note_reader(&mut self, id: Id, tid: u32) {
+        let socket = &self.sockets[id];
+        if self.shared && socket.pending_tag != 0 {
+            let recent = self.recent.entry(tid).or_default();
+            self.lane.note_reader(inbound(socket), socket.pending_tag, tid, recent);
+        }
+    }
+
+    fn note_waiting(&mut self, id: Id, waits: bool) {
+        let socket = &mut self.sockets[id];
+        if self.shared && (socket.waits != 0) != waits {
+            self.lane.count_waiting(socket.role == ROLE_OPENED, waits);
+            socket.waits = u32::from(waits);
+        }
+    }
+
+    fn end_superseded(&mut self, id: Id) {
+        let socket = &self.sockets[id];
+        if socket.pending_tag == 0 {
+            return;
+        }
+        let set = &self.lane.pending[inbound(socket)];
+        if self.shared && !self.lane.has_surplus() {
+            set.orphan(socket.pending_tag);
+        } else if set.end(socket.pending_tag) {
+            self.end(1);
+        }
+    }
+
+    fn is_local_reply(&self, id: Id, newest: u64) -> bool {
+        let socket = &self.sockets[id];
+        if socket.role != ROLE_ACCEPTED || socket.pending_tag == 0 {
+            return false;
+        }
+        let [requests, responses] = &self.lane.pending;
+        let Some(read_ns) = requests.read_ns(socket.pending_tag) else { return false };
+        let since = responses.newest_read_ns() > read_ns;
+        let answered = newest != 0 || since && (!self.shared || responses.any_live());
+        !answered && requests.end(socket.pending_tag)
+    }
+}
+
+fn inbound(socket: &Socket) -> usize {
+    if socket.role == ROLE_ACCEPTED { REQUEST } else { RESPONSE }
+}
