@@ -98,7 +98,10 @@ pub fn named(names: &[String]) -> Result<Vec<Kernel>> {
         }
         let Some(kernel) = newest(&offered, name) else {
             let known: Vec<_> = offered.iter().map(Kernel::name).collect();
-            bail!("Debian's suites offer no {name} here; they offer {}", known.join(", "));
+            bail!(
+                "apt knows no {name}; it knows {} (`apt-get update` brings its lists up to date)",
+                known.join(", ")
+            );
         };
         kernels.push(kernel.clone());
     }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use bed::tools;
 
 use crate::test::Tally;
@@ -35,7 +35,7 @@ const MACHINE: [&str; 14] = [
 /// What the kernel is told: to end at a panic, which ends the machine.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 /// A machine that is not done by then has failed, s.
-const LONGEST_SECONDS: &str = "420";
+const LONGEST_SECONDS: &str = "600";
 
 /// The test executables that run inside.
 const TESTS: [&str; 3] = ["kernel", "receive", "delay"];
@@ -91,7 +91,7 @@ fn test(kernel: &Kernel, agent: &Path, built: &cargo::Tests) -> Result<Tally> {
     let said = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
     let said = String::from_utf8_lossy(&said);
     print!("{said}");
-    verdict(&said).with_context(|| format!("{remedy}, what the tests said in {}", log.display()))
+    verdict(&said).map_err(|error| anyhow!("{error}; {remedy}, what the tests said in {}", log.display()))
 }
 
 /// What a guest needs to run the tests.
