@@ -115,8 +115,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// The short form for CI: some combinations, judged by [`Gate::Short`]. Says of each whether it passed, as tests do,
-/// and returns how many did and how many did not. One that did not is measured a second time, which then counts: 3 s on
-/// a machine that does other things may be unlike what was learned in them, but not twice by chance.
+/// and returns how many did and how many did not.
 ///
 /// # Errors
 /// When something cannot be built.
@@ -134,12 +133,7 @@ pub fn short() -> Result<(u64, u64)> {
             duration: SHORT_DURATION,
             family: Family::V4,
         };
-        let mut outcome = programs.measure(cell, Gate::Short);
-        if outcome.wrong() > 0 {
-            show(&outcome, false)?;
-            println!("once more: {cell}");
-            outcome = programs.measure(cell, Gate::Short);
-        }
+        let outcome = programs.measure(cell, Gate::Short);
         if outcome.wrong() == 0 {
             println!("test truth of {cell} ... ok");
             passed += 1;
