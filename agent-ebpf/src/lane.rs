@@ -1,7 +1,7 @@
 //! The lanes of proxy threads, and of processes whose threads hand work to each other.
 
 use smp_agent_abi::lane::Recent;
-use smp_agent_abi::layout::{ROLE_OPENED, SHARED, Socket};
+use smp_agent_abi::layout::{ROLE_ACCEPTED, ROLE_OPENED, SHARED, Socket, TURN_READING, TURN_WRITING};
 use smp_agent_abi::word::Word as _;
 
 use crate::maps::{FREE_PLACES, LANES, Lane, MOVES, RECENT, THREADS};
@@ -28,7 +28,7 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
     let moves = Atomic::at(MOVES.get_ptr_mut(socket.proxy_slot)?);
     let mut shared = moves.load() >= MANY_MOVES;
     socket.settled = socket.settled.saturating_add(1);
-    if !shared && socket.owner != tid && socket.owner != 0 {
+    if !shared && socket.owner != tid && socket.owner != 0 && is_answer(socket) {
         if socket.settled < SETTLED_MESSAGES {
             moves.add(1);
             shared = moves.load() >= MANY_MOVES;
@@ -52,6 +52,15 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
         socket.upstream = lane.connect();
     }
     Some(Current { place: socket.lane, lane, shared })
+}
+
+/// True where a response is read or written, so that its request was in the hands of the thread that used the socket
+/// before. Between two exchanges a connection may change hands and no work with it: `HAProxy`'s threads take idle
+/// connections from each other.
+#[inline(always)]
+fn is_answer(socket: &Socket) -> bool {
+    let accepted = socket.role == ROLE_ACCEPTED;
+    accepted && socket.turn == TURN_WRITING || !accepted && socket.turn == TURN_READING
 }
 
 #[inline(always)]
