@@ -32,6 +32,7 @@ fields! {
     TCP_COPIED_SEQ = "tcp_sock"."copied_seq";
     TCP_RCV_NXT = "tcp_sock"."rcv_nxt";
     TCP_WRITE_SEQ = "tcp_sock"."write_seq";
+    MSG_COUNT = "msghdr"."msg_iter"."count";
     SKB_SK = "sk_buff"."sk";
     SKB_CB = "sk_buff"."cb";
     SKB_LEN = "sk_buff"."len";

@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::btf::Btf;
 use super::offsets::{
-    Field, LOCAL_END, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
-    SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
+    Field, LOCAL_END, MSG_COUNT, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK,
+    SKB_TRANSPORT_HEADER, SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, TASK_PID, TASK_TGID, TCP_COPIED_SEQ,
+    TCP_RCV_NXT, TCP_WRITE_SEQ,
 };
 
 use Hook::{Entry, Tracepoint};
@@ -161,7 +162,7 @@ pub const PROGRAMS: &[Program] = &[
         name: "write",
         hook: Tracepoint("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[MSG_COUNT, TCP_WRITE_SEQ], LOCAL_END],
     },
     Program {
         name: "write_entry",
