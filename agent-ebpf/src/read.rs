@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
     CLASS_NONE, Loss, MULTIPLEXED, NOTED, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
-    TURN_READING,
+    TURN_OWN, TURN_READING,
 };
 
 use crate::maps::{LESS_ONE, counter};
@@ -81,6 +81,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     if used.socket.turn == TURN_READING {
         return note_reader(&used);
     }
+    let own = is_answer_to_own(&used);
     used.socket.turn = TURN_READING;
     used.socket.first_departure_ns = 0;
     used.counters.add(counter!(seen), 1);
@@ -100,6 +101,11 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
+    if own || socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream) {
+        used.socket.pending_tag = 0;
+        used.counters.add(counter!(local), 1);
+        return None;
+    }
     let tag = if socket.role == ROLE_ACCEPTED {
         current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
     } else {
@@ -162,11 +168,26 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, arrival_ns: u64, now_ns: u64) ->
     {
         (first, last) = (position, position + 1);
     }
+    // Which of the requests that were written to it is answered is not known.
+    current.lane.note_answer(0);
     socket.batch_start = first;
     socket.batch_end = last;
     socket.turn = TURN_READING;
     current.lane.latest[inbound].note(u64::from(socket.id), latest_ns, now_ns);
     Some(())
+}
+
+/// True if what is read answers a request of the proxy's own, a health check for instance: it was written for no cause,
+/// and nothing that was read before still waits, as it does within a TLS handshake. Where threads share a lane a write
+/// may find no cause for other reasons.
+#[inline(always)]
+fn is_answer_to_own(used: &Used<'_>) -> bool {
+    let socket = &used.socket;
+    if socket.role == ROLE_ACCEPTED || socket.turn != TURN_OWN || socket.owner & SHARED != 0 {
+        return false;
+    }
+    lane::at(socket.pending_lane)
+        .is_some_and(|lane| !lane.pending[used.inbound() as usize].is_live(socket.pending_tag))
 }
 
 /// Where threads share a lane, the last to read of a message is the likeliest to write it.
