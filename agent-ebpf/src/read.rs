@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Loss, MULTIPLEXED, NOTED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    Loss, MULTIPLEXED, NOTED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN,
     TURN_READING,
 };
 
@@ -91,6 +91,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     if used.socket.turn == TURN_READING && !end_record(&used, before, arrival_ns) {
         return note_reader(&used);
     }
+    let own = is_answer_to_own(&used);
     used.socket.turn = TURN_READING;
     used.socket.start_seq = before;
     used.socket.first_departure_ns = 0;
@@ -111,6 +112,11 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
+    if own || socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream) {
+        used.socket.pending_tag = 0;
+        used.counters.add(counter!(local), 1);
+        return None;
+    }
     let tag = if socket.role == ROLE_ACCEPTED {
         current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
     } else {
@@ -213,6 +219,8 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
             latest_ns = arrival_ns;
         }
     }
+    // Which of the requests that were written to it is answered is not known.
+    current.lane.note_answer(0);
     socket.batch_start = first;
     socket.batch_end = last;
     current.lane.latest[inbound].note(u64::from(socket.id), latest_ns, now_ns);
@@ -233,6 +241,19 @@ extern "C" fn forget_stale(place: u32, direction: u32) -> u32 {
 #[inline(always)]
 const fn reaches(copied: u32, end: u32) -> bool {
     copied.wrapping_sub(end).cast_signed() > 0
+}
+
+/// True if what is read answers a request of the proxy's own, a health check for instance: it was written for no cause,
+/// and nothing that was read before still waits, as it does within a TLS handshake. Where threads share a lane a write
+/// may find no cause for other reasons.
+#[inline(always)]
+fn is_answer_to_own(used: &Used<'_>) -> bool {
+    let socket = &used.socket;
+    if socket.role == ROLE_ACCEPTED || socket.turn != TURN_OWN || socket.owner & SHARED != 0 {
+        return false;
+    }
+    lane::at(socket.pending_lane)
+        .is_some_and(|lane| !lane.pending[used.inbound() as usize].is_live(socket.pending_tag))
 }
 
 /// Where threads share a lane, the last to read of a message is the likeliest to write it.

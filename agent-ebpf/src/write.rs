@@ -273,30 +273,19 @@ fn on_multiplexed(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> 
     Some(())
 }
 
-/// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream: the
-/// request last read here still waits, and no response was read by its thread since. The request ends then.
-///
-/// A response that was read since may be the answer: where several requests wait, the order-preserving choice
-/// may have given this one's place to another. Where threads share a lane
-/// there always is one, but not always one that waits.
+/// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream. The request
+/// ends then.
 #[inline(always)]
 fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
-    let tag = used.socket.pending_tag;
-    if used.socket.role != ROLE_ACCEPTED || tag == 0 {
+    let socket = &used.socket;
+    if socket.role != ROLE_ACCEPTED || socket.pending_tag == 0 {
         return false;
     }
-    let Some(lane) = lane::at(used.socket.pending_lane) else { return false };
-    let requests = &lane.pending[Direction::Request as usize];
-    let responses = &lane.pending[Direction::Response as usize];
-    let Some(read_ns) = requests.read_ns(tag) else { return false };
-    let shared = used.socket.owner & SHARED != 0;
-    let since = responses.newest_read_ns() > read_ns;
-    let answered = newest != 0 || since && (!shared || responses.any_live());
-    if answered || !requests.end(tag) {
-        return false;
-    }
-    used.counters.add(counter!(pending), LESS_ONE);
-    used.counters.add(counter!(local), 1);
+    let Some(lane) = lane::at(socket.pending_lane) else { return false };
+    let ended = lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest);
+    let Some(ended) = ended else { return false };
+    used.counters.add(counter!(pending), ended.wrapping_neg());
+    used.counters.add(counter!(local), ended);
     true
 }
 
