@@ -39,10 +39,11 @@ pub(crate) fn window() -> Window {
         opened: "2026-11-23T10:00:00.25Z".parse().unwrap(),
         closed: "2026-11-23T10:00:02.25Z".parse().unwrap(),
         proxies: vec![
-            ProxyWindow { proxy: proxy(0, 4242, "envoy"), matching, hops },
+            ProxyWindow { proxy: proxy(0, 4242, "envoy"), matching, unix: UnixConnections::default(), hops },
             ProxyWindow {
                 proxy: proxy(1, 77, "nginx"),
                 matching: Matching::default(),
+                unix: UnixConnections { downstream: 1, upstream: 16 },
                 hops: Default::default(),
             },
         ],
