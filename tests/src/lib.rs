@@ -33,6 +33,7 @@ pub mod process;
 pub mod protocol;
 pub mod proxy;
 pub mod python;
+pub mod redirection;
 pub mod tcp;
 pub mod tools;
 pub mod toy;
