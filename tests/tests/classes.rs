@@ -9,14 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use bed::measuring::Measuring;
 use bed::netns::{Bed, Family};
 use bed::origin::{BODY, Origin};
 use bed::process::Child;
 use bed::protocol::Protocol;
 use bed::proxy::{Proxy, ProxyKind, Spec};
 use bed::tools;
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
-use rustix::io::Errno;
 use serde_json::Value;
 
 const LONGEST: Duration = Duration::from_mins(1);
@@ -29,8 +28,7 @@ struct Measured {
 }
 
 impl Measured {
-    fn read(dir: &Path, answered: u64) -> Result<Self> {
-        let mut document: Value = serde_json::from_slice(&fs::read(dir.join("overhead.json"))?)?;
+    fn of(mut document: Value, answered: u64) -> Result<Self> {
         let Value::Array(hops) = document["hops"].take() else { anyhow::bail!("no hops") };
         Ok(Self { matching: document["matching"].take(), hops, answered })
     }
@@ -86,32 +84,7 @@ fn measure(name: &str, bed: &Bed, pid: u32, target: &str, load: &[&str], extra: 
         .lines()
         .find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok())
         .with_context(|| format!("wrk did not say how many requests: {said}"))?;
-    Measured::read(&dir, answered)
-}
-
-/// What `act` does, measured; it answers how many requests it saw answered.
-fn measure_while(name: &str, pid: u32, act: impl FnOnce() -> Result<u64>) -> Result<Measured> {
-    let dir = folder(name);
-    let fifo = dir.join("window");
-    if fifo.exists() {
-        fs::remove_file(&fifo)?;
-    }
-    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-    let mut agent = Command::new(tools::agent()?);
-    agent.args(["run", "--proxy", &pid.to_string(), "--out"]).arg(&dir).args(["--", "cat"]).arg(&fifo);
-    let mut agent = Child::start("smp-agent", &agent, &dir)?;
-    // The command is started when all is measured, and a pipe can be opened when there is someone who reads.
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK;
-    let window = agent.until(LONGEST, "measure", |_| match open(&fifo, flags, Mode::empty()) {
-        Ok(window) => Ok(Some(window)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    })?;
-    let answered = act()?;
-    drop(window);
-    let status = agent.wait_for(LONGEST)?;
-    ensure!(status.success(), "the agent failed ({status}){}", agent.tail());
-    Measured::read(&dir, answered)
+    Measured::of(serde_json::from_slice(&fs::read(dir.join("overhead.json"))?)?, answered)
 }
 
 /// A proxy between wrk and a server.
@@ -227,7 +200,9 @@ fn a_connection_that_rests_when_measuring_begins_loses_nothing() {
         ask_all(&mut clients).expect("answers");
         // They rest: nothing comes or goes for some ticks of the kernel's clock.
         thread::sleep(Duration::from_millis(100));
-        let measured = measure_while(&name, proxy.pid(), || ask_all(&mut clients)).expect("a measurement");
+        let measuring = Measuring::start(proxy.pid(), &folder(&name)).expect("the agent");
+        ask_all(&mut clients).expect("answers");
+        let measured = Measured::of(measuring.finish().expect("a measurement"), CONNECTIONS).expect("hops");
         measured.assert_accounted();
         assert_eq!(measured.lost(), 0, "{kind}: {}", measured.matching);
         if ProxyKind::OF_MESHES.contains(&kind) {
@@ -250,7 +225,7 @@ fn connect(listen: SocketAddr, count: u64) -> Result<Vec<TcpStream>> {
 }
 
 /// A request on each connection, all at a time, and their answers.
-fn ask_all(clients: &mut [TcpStream]) -> Result<u64> {
+fn ask_all(clients: &mut [TcpStream]) -> Result<()> {
     for client in &mut *clients {
         client.write_all(b"GET / HTTP/1.1\r\nHost: bed\r\n\r\n")?;
     }
@@ -263,7 +238,7 @@ fn ask_all(clients: &mut [TcpStream]) -> Result<u64> {
             answer.extend(&part[..count]);
         }
     }
-    Ok(clients.len() as u64)
+    Ok(())
 }
 
 fn folder(name: &str) -> PathBuf {
