@@ -13,8 +13,8 @@ use smp_agent_abi::layout::{
 
 use crate::maps::{LISTENERS, PROXIES, socket_state};
 use crate::offsets::{
-    SOCK_STATE, SOCK_TYPE, SOCKET_SK, TASK_TGID, TCP_COPIED_SEQ, TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT,
-    UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT, field, probe_field,
+    SOCK_STATE, SOCK_TYPE, SOCKET_SK, TASK_TGID, TCP_COPIED_SEQ, TCP_LAST_RECEIVED, TCP_LAST_SENT,
+    TCP_RCV_NXT, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT, field, probe_field,
 };
 use crate::socket::{local_end, role_of, take_up, tcp};
 
@@ -146,7 +146,11 @@ fn on_other(meta: *const c_void, sk: *const c_void, proxy_slot: u32) -> Option<(
     unsafe {
         let output: *const c_void = field(meta, &WALK_OUTPUT);
         // What does not fit into the reader's buffer comes again.
-        bpf_seq_write(output.cast_mut().cast(), (&raw const found).cast(), size_of::<UnixConnection>() as u32);
+        bpf_seq_write(
+            output.cast_mut().cast(),
+            (&raw const found).cast(),
+            size_of::<UnixConnection>() as u32,
+        );
     }
     Some(())
 }

@@ -45,7 +45,9 @@ impl Redirection {
             }
             Self::RedirectOwn => {
                 let user = Self::PROXY_USER;
-                format!("type nat hook output priority -100; meta skuid != {user} {to_server} redirect to :{port}")
+                format!(
+                    "type nat hook output priority -100; meta skuid != {user} {to_server} redirect to :{port}"
+                )
             }
             Self::Tproxy => {
                 bed.proxy.ip([version, "rule", "add", "fwmark", &MARK.to_string(), "lookup", TABLE])?;

@@ -42,7 +42,13 @@ impl Between {
         let dir = folder(name);
         let server = TcpListener::bind("127.0.0.1:0")?;
         let mut proxy = Command::new(PROGRAMS);
-        proxy.args(["delayproxy", "--listen", "127.0.0.1:0", "--upstream", &server.local_addr()?.to_string()]);
+        proxy.args([
+            "delayproxy",
+            "--listen",
+            "127.0.0.1:0",
+            "--upstream",
+            &server.local_addr()?.to_string(),
+        ]);
         let mut proxy = Child::start("proxy", &proxy, &dir)?;
         let log = proxy.log().context("the proxy has no log")?.to_owned();
         let listen: SocketAddr = proxy.until(LONGEST, "say where it listens", |_| {
@@ -92,7 +98,7 @@ struct Seen {
     /// Crossings of requests, and of responses.
     crossings: (u64, u64),
     lost: Value,
-    seen: Value,
+    messages: Value,
 }
 
 impl Seen {
@@ -100,13 +106,15 @@ impl Seen {
         let crossings = |direction| {
             let hops = document["hops"].as_array().expect("hops");
             let mut fitting = hops.iter().filter(|hop| hop["direction"] == direction);
-            fitting.find(|hop| hop["segment"] == "hop").map_or(0, |hop| hop["count"].as_u64().expect("a count"))
+            fitting
+                .find(|hop| hop["segment"] == "hop")
+                .map_or(0, |hop| hop["count"].as_u64().expect("a count"))
         };
         let matching = &document["matching"];
         Self {
             crossings: (crossings("request"), crossings("response")),
             lost: matching["lost"].clone(),
-            seen: matching["seen"].clone(),
+            messages: matching["seen"].clone(),
         }
     }
 }
@@ -121,7 +129,7 @@ fn a_connection_that_rests_loses_nothing() {
         between.request()?;
         between.response()
     });
-    assert_eq!(seen.unwrap(), Seen { crossings: (1, 1), lost: json!({}), seen: json!(2) });
+    assert_eq!(seen.unwrap(), Seen { crossings: (1, 1), lost: json!({}), messages: json!(2) });
 }
 
 #[test]
@@ -130,7 +138,7 @@ fn a_connection_that_was_not_used_yet_loses_nothing() {
         between.request()?;
         between.response()
     });
-    assert_eq!(seen.unwrap(), Seen { crossings: (1, 1), lost: json!({}), seen: json!(2) });
+    assert_eq!(seen.unwrap(), Seen { crossings: (1, 1), lost: json!({}), messages: json!(2) });
 }
 
 #[test]
@@ -142,7 +150,7 @@ fn the_rest_of_a_request_is_no_message() {
         between.request()?;
         between.response()
     });
-    assert_eq!(seen.unwrap(), Seen { crossings: (0, 1), lost: json!({}), seen: json!(1) });
+    assert_eq!(seen.unwrap(), Seen { crossings: (0, 1), lost: json!({}), messages: json!(1) });
 }
 
 #[test]
@@ -157,7 +165,7 @@ fn the_rest_of_a_response_is_no_message() {
         between.request()?;
         between.response()
     });
-    assert_eq!(seen.unwrap(), Seen { crossings: (1, 1), lost: json!({}), seen: json!(2) });
+    assert_eq!(seen.unwrap(), Seen { crossings: (1, 1), lost: json!({}), messages: json!(2) });
 }
 
 #[test]
@@ -175,7 +183,10 @@ fn a_message_that_waits_to_be_read_has_no_arrival() {
         between.request()?;
         between.response()
     });
-    assert_eq!(seen.unwrap(), Seen { crossings: (1, 2), lost: json!({ "no_arrival": 1 }), seen: json!(4) });
+    assert_eq!(
+        seen.unwrap(),
+        Seen { crossings: (1, 2), lost: json!({ "no_arrival": 1 }), messages: json!(4) }
+    );
 }
 
 #[test]
@@ -201,7 +212,7 @@ fn a_listener_in_another_network_namespace_than_its_process_is_found() {
     forwarded.unwrap();
     drop(load);
     let seen = Seen::of(&measuring.finish().unwrap());
-    assert_eq!(seen, Seen { crossings: (100, 100), lost: json!({}), seen: json!(200) });
+    assert_eq!(seen, Seen { crossings: (100, 100), lost: json!({}), messages: json!(200) });
 }
 
 /// Forwards small messages by turns until the client ends.

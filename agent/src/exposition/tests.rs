@@ -4,10 +4,11 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::document::tests::window;
-use crate::window::{SelfUse, Window};
+use crate::window::{SelfUse, UnixConnections, Window};
 
 fn snapshot() -> Arc<Snapshot> {
-    let Window { proxies, programs, .. } = window();
+    let Window { mut proxies, programs, .. } = window();
+    proxies[1].unix = UnixConnections { downstream: 1, upstream: 16 };
     let at = Timestamp::from_second(1_800_000_000).unwrap();
     Arc::new(Snapshot {
         at,

@@ -67,7 +67,8 @@ pub struct Bit {
 /// `inet_flags` since. `None` if this kernel has neither.
 pub fn transparent(btf: &Btf) -> Option<Bit> {
     let start = btf.offset_of("tcp_sock", &["inet_conn", "icsk_inet"])?;
-    let numbered = || Some(btf.offset_of("inet_sock", &["inet_flags"])? * 8 + btf.constant("INET_FLAGS_TRANSPARENT")?);
+    let numbered =
+        || Some(btf.offset_of("inet_sock", &["inet_flags"])? * 8 + btf.constant("INET_FLAGS_TRANSPARENT")?);
     let bit = btf.bit_of("inet_sock", &["transparent"]).or_else(numbered)?;
     // Little-endian: the numbering of bits goes on from byte to byte.
     Some(Bit { byte: start + bit / 8, mask: 1 << (bit % 8) })

@@ -54,7 +54,7 @@ enum Program {
         /// Where to listen; port 0 takes a free one.
         #[arg(long, value_name = "IP:PORT")]
         listen: SocketAddr,
-        /// Take connections to other hosts' addresses (IP_TRANSPARENT); needs CAP_NET_ADMIN.
+        /// Take connections to other hosts' addresses; needs the capability to administer the network.
         #[arg(long)]
         transparent: bool,
         /// Where to forward to.
