@@ -30,6 +30,8 @@ mod socket;
 #[cfg(target_arch = "bpf")]
 mod state;
 #[cfg(target_arch = "bpf")]
+mod walk;
+#[cfg(target_arch = "bpf")]
 mod word;
 #[cfg(target_arch = "bpf")]
 mod write;

@@ -6,8 +6,8 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Loss, MULTIPLEXED, NOTED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN,
-    TURN_READING,
+    Loss, MULTIPLEXED, NOTED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    TURN_OWN, TURN_READING, TURN_UNKNOWN,
 };
 
 use crate::maps::{LESS_ONE, counter};
@@ -298,5 +298,9 @@ fn take_arrival(tcp: *const c_void, socket: &mut Socket) -> u64 {
     if copied != received && socket.arrival_ns == 0 {
         socket.arrival_ns = socket.ready_ns;
     }
-    if arrival_ns == 0 && socket.turn == TURN_NONE { socket.established_ns } else { arrival_ns }
+    match socket.turn {
+        TURN_UNKNOWN => 0,
+        TURN_NONE if arrival_ns == 0 => socket.established_ns,
+        _ => arrival_ns,
+    }
 }

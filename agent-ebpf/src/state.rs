@@ -5,11 +5,13 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket, TURN_READING};
+use smp_agent_abi::layout::{
+    Direction, NO_PROXY, ROLE_ACCEPTED, ROLE_OPENED, Socket, TURN_NONE, TURN_READING,
+};
 
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
-use crate::socket::{listener, local_end, take_up, tcp};
+use crate::socket::{is_transparent, listener, local_end, take_up, tcp};
 use crate::{departure, lane};
 
 // include/net/tcp_states.h
@@ -56,6 +58,7 @@ fn on_listen(sk: *const c_void) -> Option<()> {
 #[inline(always)]
 fn on_connect(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, current_proxy()?, ROLE_OPENED)?;
+    socket.turn = TURN_NONE;
     let pid_tgid = bpf_get_current_pid_tgid();
     lane::current(socket, (pid_tgid >> 32) as u32, pid_tgid as u32).map(|_| ())
 }
@@ -63,7 +66,10 @@ fn on_connect(sk: *const c_void) -> Option<()> {
 /// In softirq, before the process knows of the connection: its first bytes may come at once.
 #[inline(always)]
 fn on_accept(sk: *const c_void) -> Option<()> {
-    let socket = take_up(sk, listener(sk)?, ROLE_ACCEPTED)?;
+    // A transparent listener's connections have ports of their own. Whose it is shows at its first use.
+    let slot = listener(sk).or_else(|| is_transparent(sk).then_some(NO_PROXY))?;
+    let socket = take_up(sk, slot, ROLE_ACCEPTED)?;
+    socket.turn = TURN_NONE;
     // SAFETY: no precondition.
     socket.established_ns = unsafe { bpf_ktime_get_ns() };
     on_established(sk, socket)

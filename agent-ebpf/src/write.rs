@@ -9,7 +9,7 @@ use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
-    SHARED, Socket, TURN_OWN, TURN_READING, TURN_WRITING,
+    SHARED, Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
 use smp_agent_abi::word::Word as _;
@@ -110,6 +110,15 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     if claim.expired > 0 {
         used.counters.add(counter!(pending), claim.expired.wrapping_neg());
         used.counters.add(counter!(unmatched), claim.expired);
+    }
+    if turn == TURN_UNKNOWN {
+        // It may be in the middle of a message: that keeps its place among the others and gets no latency.
+        claim.arrival_ns = 0;
+        if claim.tag == 0 && !claim.too_far {
+            used.counters.add(counter!(seen), 1);
+            used.counters.lose(Loss::NoArrival);
+            return None;
+        }
     }
     let claim =
         if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim, size)? } else { claim };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::hop::{Direction, Segment, series_index};
 use crate::node::Node;
 use crate::probe::Verdict;
-use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Window};
+use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, UnixConnections, Window};
 
 /// Version of the document's shape: a field that changes meaning or leaves makes it greater.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -78,6 +78,9 @@ pub struct ProxyMatching {
     pub exe: String,
     /// Its messages.
     pub matching: Matching,
+    /// Its connections that are not measured; absent without any.
+    #[serde(skip_serializing_if = "UnixConnections::is_empty")]
+    pub unix_connections: UnixConnections,
 }
 
 /// One distribution of latencies, ns.
@@ -166,6 +169,7 @@ impl ProxyMatching {
             pid: *pid,
             exe: exe.to_string_lossy().into_owned(),
             matching: proxy_window.matching.clone(),
+            unix_connections: proxy_window.unix,
         }
     }
 }

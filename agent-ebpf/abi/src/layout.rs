@@ -55,7 +55,7 @@ pub struct Series {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Loss {
-    /// Its arrival was not seen: the connection was there before the agent, or a probe run was skipped.
+    /// Its arrival was not seen: the connection was there before the agent and in use, or a probe run was skipped.
     NoArrival = 0,
     /// It was written, and its socket went on or closed before its first segment was seen leaving.
     NoDeparture = 1,
@@ -102,6 +102,18 @@ pub struct Tally {
     pub lost: [u64; LOSSES],
 }
 
+/// A connection of a proxy over a Unix-domain socket, which is not measured; from kernel to user space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct UnixConnection {
+    /// The kernel's number for the proxy's end of it.
+    pub cookie: u64,
+    /// Slot of the proxy.
+    pub proxy_slot: u32,
+    /// `ROLE_*`.
+    pub role: u32,
+}
+
 /// What happened to a process, from kernel to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -119,21 +131,25 @@ pub const PROCESS_FORK: u32 = 2;
 /// A tracked process ended.
 pub const PROCESS_EXIT: u32 = 3;
 
-/// The role is not known yet.
-pub const ROLE_UNKNOWN: u32 = 0;
+/// Slot of no proxy: it is not known yet whose socket it is.
+pub const NO_PROXY: u32 = u32::MAX;
+
 /// The proxy accepted the connection: downstream.
 pub const ROLE_ACCEPTED: u32 = 1;
 /// The proxy opened the connection: upstream.
 pub const ROLE_OPENED: u32 = 2;
 
-/// Neither a read nor a write was seen on the socket yet.
-pub const TURN_NONE: u32 = 0;
+/// The connection was there before, and which way its last message went is not known: the next read or write may be the
+/// middle of one, so what it begins gets no latency.
+pub const TURN_UNKNOWN: u32 = 0;
 /// The last message-carrying call on the socket was a read.
 pub const TURN_READING: u32 = 1;
 /// The last message-carrying call on the socket was a write.
 pub const TURN_WRITING: u32 = 2;
 /// The last call on the socket was a write for which there was no cause: a control record, or the proxy's own request.
 pub const TURN_OWN: u32 = 3;
+/// Neither a read nor a write yet.
+pub const TURN_NONE: u32 = 4;
 
 /// No crossing awaits its departure on the socket.
 pub const CLASS_NONE: u32 = 0;
@@ -204,7 +220,7 @@ pub struct Socket {
     pub role: u32,
     /// `TURN_*`.
     pub turn: u32,
-    /// Slot of the proxy.
+    /// Slot of the proxy, or [`NO_PROXY`].
     pub proxy_slot: u32,
     /// Process that last used the socket; 0 before the first use.
     pub tgid: u32,
@@ -248,6 +264,9 @@ const _: () = {
     assert!(offset_of!(Series, counts) == 32);
     assert!(size_of::<Tally>() == 64 + 8 * LOSSES);
     assert!(offset_of!(Tally, lost) == 64);
+    assert!(size_of::<UnixConnection>() == 16);
+    assert!(offset_of!(UnixConnection, proxy_slot) == 8);
+    assert!(offset_of!(UnixConnection, role) == 12);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
     assert!(size_of::<Socket>() == (13 + NOTED) * 8 + (20 + NOTED) * 4);

@@ -12,7 +12,7 @@ use super::Latest;
 use crate::document::verdict_and_reason;
 use crate::histogram::Histogram;
 use crate::hop::{Direction, Segment, series_index};
-use crate::window::{ProgramRun, ProxyWindow, Snapshot};
+use crate::window::{ProgramRun, ProxyWindow, Snapshot, UnixConnections};
 
 /// Upper bounds of the buckets, ns: 1-2-5 from 10 us to 10 s. A value within 0.79 % above one may count below it.
 const BOUNDS_NS: [u64; 19] = [
@@ -159,6 +159,14 @@ impl Page<'_> {
         let mut family = self.family("smp_messages_local", None, MetricType::Counter, help)?;
         for proxy in proxies {
             counter(&mut family, &proxy.labels()[..], &proxy.window.matching.local)?;
+        }
+        let help = "Connections over Unix-domain sockets, which are not measured: the most at one look";
+        let mut family = self.family("smp_unix_connections", None, MetricType::Gauge, help)?;
+        for proxy in proxies {
+            let UnixConnections { downstream, upstream } = proxy.window.unix;
+            for (side, count) in [("downstream", downstream), ("upstream", upstream)] {
+                family.encode_family(&proxy.with([("side", side)]))?.encode_gauge(&count)?;
+            }
         }
         let help = "Messages whose crossing is not complete";
         let mut family = self.family("smp_messages_in_flight", None, MetricType::Gauge, help)?;

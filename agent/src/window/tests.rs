@@ -11,7 +11,7 @@ fn proxy(slot: u32, matching: Matching, hop_ns: &[u64]) -> ProxyWindow {
         hops[HOP].record(value_ns);
     }
     let proxy = Proxy { slot, pid: 100 + slot, name: "envoy".into(), exe: "/usr/bin/envoy".into() };
-    ProxyWindow { proxy, matching, hops }
+    ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops }
 }
 
 fn program(run_ns: u64, run_count: u64, missed: u64, verdict: Verdict) -> ProgramRun {

@@ -7,7 +7,7 @@ use smp_agent::histogram::Histogram;
 use smp_agent::hop::{Direction, Segment, series_index};
 use smp_agent::probe::Verdict;
 use smp_agent::probe::programs::Hook;
-use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot};
+use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot, UnixConnections};
 
 /// Counters `seconds` after the agent's start: an Envoy with samples in all eight series, an nginx that sees
 /// requests but no responses, and an idle HAProxy.
@@ -54,7 +54,7 @@ fn proxy(slot: u32, pid: u32, name: &str, steps: u64, directions: &[Direction]) 
         in_flight: steps,
     };
     let proxy = Proxy { slot, pid, name: name.into(), exe: format!("/usr/bin/{name}").into() };
-    ProxyWindow { proxy, matching, hops }
+    ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops }
 }
 
 /// From 1 ns to 0.5 s, evenly on a logarithmic scale; the next of a fixed sequence.
