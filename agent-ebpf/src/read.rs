@@ -6,9 +6,10 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Loss, MULTIPLEXED, NOTED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    Loss, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
     TURN_OWN, TURN_READING, TURN_UNKNOWN,
 };
+use smp_agent_abi::word::Word as _;
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
@@ -104,11 +105,12 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
-    let starved = current.lane.latest[used.inbound() as usize].note(u64::from(used.socket.id), 0, now_ns);
-    if used.socket.multiplexed < MULTIPLEXED {
-        let evidence = used.socket.multiplexed.saturating_sub(1);
-        used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
-    }
+    let latest = &current.lane.latest[used.inbound() as usize];
+    let starved = latest.note(u64::from(used.socket.id), 0, now_ns);
+    // Below `MULTIPLEXED` here, or it were a batch.
+    let weight = if latest.several.load() != 0 { OTHERS_WEIGHT } else { STARVED_WEIGHT };
+    let evidence = used.socket.multiplexed.saturating_sub(1);
+    used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * weight;
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
@@ -184,6 +186,7 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
         // The rest of a segment.
         return None;
     }
+    current.lane.latest[inbound].several.store(1);
     current.lane.begin_turn(arrival_ns, now_ns);
     forget_stale(current.place, inbound as u32);
     // What is left of so short a read, or of any where threads share the lane, was a control record.

@@ -51,6 +51,8 @@ pub struct Lane<W> {
     waiting_on: [W; 2],
     /// The position behind the newest request that any response read so far may answer.
     answered: W,
+    /// Tag of the request that seemed to be answered by the proxy itself when that was the last thing it did; else 0.
+    ended: W,
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -92,6 +94,8 @@ pub struct Latest<W> {
     pub read_ns: W,
     /// Writes that found nothing pending since this connection was read first.
     pub starved: W,
+    /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
+    pub several: W,
 }
 
 impl<W: Word> Latest<W> {
@@ -292,13 +296,33 @@ impl<W: Word> Lane<W> {
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
         if claim.tag != 0 {
-            set.of(claim.tag).upstream.store(upstream);
-            if let Some(place) = self.upstreams.get(upstream) {
-                place.carries.store(claim.tag);
-                place.asked.store(turn.end.max((claim.tag >> STATE_BITS) + 1));
-            }
+            self.note_asked(claim.tag, upstream, turn.end);
         }
         Claim { downstream: next_downstream, ..claim }
+    }
+
+    /// Says that the request of this tag was written to the connection `upstream`; `turn_end` is the position behind its
+    /// turn.
+    #[inline(always)]
+    fn note_asked(&self, request: u64, upstream: u64, turn_end: u64) {
+        self.pending[REQUEST].of(request).upstream.store(upstream);
+        if let Some(place) = self.upstreams.get(upstream) {
+            place.carries.store(request);
+            place.asked.store(turn_end.max((request >> STATE_BITS) + 1));
+        }
+    }
+
+    /// Takes the request that seemed to be answered by the proxy itself, for a write to the connection `upstream` that
+    /// finds no other: what was written before was a control record, not an answer. `None` if there is none, or something
+    /// was read since.
+    #[inline(always)]
+    pub fn reclaim(&self, upstream: u64) -> Option<Claim> {
+        let request = self.ended.load();
+        self.ended.store(0);
+        let entry = self.pending[REQUEST].remembered(request)?;
+        self.note_asked(request, upstream, 0);
+        let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
+        Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
     }
 
     /// Takes the response that a write to the connection `downstream` carries on. `request` is the tag of what was
@@ -364,6 +388,7 @@ impl<W: Word> Lane<W> {
             return None;
         }
         if live {
+            self.ended.store(request);
             return requests.end(request).then_some(1);
         }
         // It was taken for one whose connection has not brought a response yet: that one was left in its place.
@@ -436,6 +461,7 @@ impl<W: Word> Lane<W> {
     /// Says that something was read: a turn begins with it, or it belongs to the latest.
     #[inline(always)]
     pub fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
+        self.ended.store(0);
         if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() || self.shared.load() != 0 {
             return;
         }
@@ -548,6 +574,8 @@ impl<W: Word> Lane<W> {
     pub fn clear(&self) -> u64 {
         self.order.iter().for_each(Order::clear);
         self.upstreams.clear();
+        self.ended.store(0);
+        self.latest.iter().for_each(|latest| latest.several.store(0));
         self.shared.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));
         self.pending[REQUEST].clear() + self.pending[RESPONSE].clear()

@@ -176,6 +176,9 @@ pub const MULTIPLEXED: u32 = 256;
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;
 
+/// The same where another connection of its side is known to carry several messages at once.
+pub const OTHERS_WEIGHT: u32 = 64;
+
 /// State of one proxy socket, in the kernel only. All zero is a valid start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

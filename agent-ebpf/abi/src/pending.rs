@@ -388,6 +388,12 @@ impl<W: Word> Pending<W> {
         false
     }
 
+    /// Whether a request was written to a connection; true of one that is not remembered.
+    #[inline(always)]
+    pub fn went_on(&self, pushed_tag: u64) -> bool {
+        self.remembered(pushed_tag).is_none_or(|entry| entry.upstream.load() != 0)
+    }
+
     /// When a message was read that is still live.
     #[inline(always)]
     pub fn read_ns(&self, pushed_tag: u64) -> Option<u64> {
