@@ -191,7 +191,7 @@ fn add_crossing(
 /// A function of its own: see `write.rs`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn add_value(series: u32, value_ns: u64) -> u32 {
+pub extern "C" fn add_value(series: u32, value_ns: u64) -> u32 {
     let Some(series) = SERIES.get_ptr_mut(series) else { return 0 };
     let index = bucket::index(value_ns);
     if index >= BUCKETS {

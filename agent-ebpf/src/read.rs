@@ -13,7 +13,7 @@ use smp_agent_abi::layout::{
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
-use crate::{departure, lane};
+use crate::{departure, lane, opening};
 
 /// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
@@ -46,7 +46,12 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     let used = in_use(sk)?;
     let tcp = tcp(sk)?;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    let (copied_seq, received) =
+        unsafe { (field::<u32>(tcp, &TCP_COPIED_SEQ), field::<u32>(tcp, &TCP_RCV_NXT)) };
+    if opening::is_end(used.socket, received.wrapping_sub(used.socket.copied_seq)) {
+        // Its parts are read one by one; what was not noted as read is whole when the next is.
+        return None;
+    }
     let taken = copied_seq.wrapping_sub(used.socket.copied_seq);
     used.socket.copied_seq = copied_seq;
     // A peek takes nothing.
@@ -77,8 +82,12 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     if is_multiplexed(used.socket) {
         return on_batch(tcp, used, arrival_ns, now_ns);
     }
+    if !opening::may_be_message(used.socket, now_ns) {
+        return None;
+    }
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING {
+        opening::read_more(&used, arrival_ns, now_ns);
         return note_reader(&used);
     }
     used.socket.turn = TURN_READING;

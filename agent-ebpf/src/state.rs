@@ -10,7 +10,7 @@ use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPE
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
 use crate::socket::{listener, local_end, take_up, tcp};
-use crate::{departure, lane};
+use crate::{departure, lane, opening};
 
 // include/net/tcp_states.h
 const ESTABLISHED: i32 = 1;
@@ -56,6 +56,7 @@ fn on_listen(sk: *const c_void) -> Option<()> {
 #[inline(always)]
 fn on_connect(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, current_proxy()?, ROLE_OPENED)?;
+    opening::begin(sk, socket);
     let pid_tgid = bpf_get_current_pid_tgid();
     lane::current(socket, (pid_tgid >> 32) as u32, pid_tgid as u32).map(|_| ())
 }
@@ -64,14 +65,14 @@ fn on_connect(sk: *const c_void) -> Option<()> {
 #[inline(always)]
 fn on_accept(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, listener(sk)?, ROLE_ACCEPTED)?;
-    // SAFETY: no precondition.
-    socket.established_ns = unsafe { bpf_ktime_get_ns() };
     on_established(sk, socket)
 }
 
 /// Nothing was read yet, and from here on it is known what was.
 #[inline(always)]
 fn on_established(sk: *const c_void, socket: &mut Socket) -> Option<()> {
+    // SAFETY: no precondition.
+    socket.established_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     socket.copied_seq = unsafe { field(tcp(sk)?, &TCP_COPIED_SEQ) };
     Some(())
@@ -95,6 +96,7 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
         socket.pending_tag = 0;
     }
     lane::note_waiting(socket, false);
+    opening::end(socket);
     if socket.role == ROLE_OPENED && socket.upstream != 0 {
         lane::at(socket.lane)?.upstreams.close(socket.upstream);
     }

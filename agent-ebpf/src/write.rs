@@ -11,14 +11,15 @@ use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, Socket,
     TURN_OWN, TURN_READING, TURN_WRITING,
 };
+use smp_agent_abi::opening::OPENING_OVER;
 use smp_agent_abi::pending::{BATCH, Claim};
 use smp_agent_abi::word::Word as _;
 
-use crate::departure;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
-use crate::offsets::{SOCK_STATE, TCP_WRITE_SEQ, field};
+use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
+use crate::{departure, opening};
 
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
@@ -27,7 +28,9 @@ const CLOSE_WAIT: u8 = 8;
 /// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a send call is about to queue bytes. Linux 6.16 and later.
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
 pub fn write(ctx: BtfTracePointContext) -> i32 {
-    on_write(ctx.arg(0));
+    // SAFETY: a program argument.
+    let bytes = unsafe { field(ctx.arg(1), &MSG_COUNT) };
+    on_write(ctx.arg(0), bytes);
     0
 }
 
@@ -50,8 +53,9 @@ pub fn write_pages(ctx: FEntryContext) -> i32 {
 /// The first segment has usually left by then, so the departure stands for the write too.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn write_return(ctx: BtfTracePointContext) -> i32 {
-    if ctx.arg::<i32>(1) > 0 {
-        on_write(ctx.arg(0));
+    let sent: i32 = ctx.arg(1);
+    if sent > 0 {
+        on_write(ctx.arg(0), sent as u64);
     }
     0
 }
@@ -59,17 +63,20 @@ pub fn write_return(ctx: BtfTracePointContext) -> i32 {
 /// The tracepoint comes behind these checks of the kernel: a call on a connection that is not open yet, or not any
 /// more, queues nothing.
 #[inline(always)]
-fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
+fn on_entry(sk: *const c_void, bytes: usize) -> Option<()> {
     // SAFETY: `sk` is a program argument.
     let open = matches!(unsafe { field::<u8>(sk, &SOCK_STATE) }, ESTABLISHED | CLOSE_WAIT);
-    if open && size > 0 { on_write(sk) } else { None }
+    if open && bytes > 0 { on_write(sk, bytes as u64) } else { None }
 }
 
 #[inline(always)]
-fn on_write(sk: *const c_void) -> Option<()> {
+fn on_write(sk: *const c_void, bytes: u64) -> Option<()> {
     let mut used = in_use(sk)?;
     if is_multiplexed(used.socket) {
         return on_multiplexed(sk, used);
+    }
+    if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, bytes)? {
+        return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
     let turn = used.socket.turn;
@@ -86,7 +93,7 @@ fn on_write(sk: *const c_void) -> Option<()> {
         }
         _ => 0,
     };
-    if is_local_reply(&used, newest) {
+    if is_local_reply(&mut used, newest) {
         return None;
     }
     // SAFETY: no precondition.
@@ -116,6 +123,7 @@ fn on_write(sk: *const c_void) -> Option<()> {
     }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
+    opening::carries(socket, claim.arrival_ns, now_ns);
     socket.departing_arrival_ns = claim.arrival_ns;
     socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
@@ -233,7 +241,7 @@ fn on_multiplexed(sk: *const c_void, used: Used<'_>) -> Option<()> {
 /// may have given this one's place to another. Where threads share a lane
 /// there always is one, but not always one that waits.
 #[inline(always)]
-fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
+fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
     let tag = used.socket.pending_tag;
     if used.socket.role != ROLE_ACCEPTED || tag == 0 {
         return false;
@@ -250,6 +258,7 @@ fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
     }
     used.counters.add(counter!(pending), LESS_ONE);
     used.counters.add(counter!(local), 1);
+    opening::answered(used.socket);
     true
 }
 

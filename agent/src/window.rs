@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use smp_agent_abi::layout::SERIES_PER_PROXY;
 
 use crate::histogram::Histogram;
 use crate::probe::Verdict;
@@ -93,8 +94,8 @@ pub struct ProxyWindow {
     pub proxy: Proxy,
     /// Classes of its messages.
     pub matching: Matching,
-    /// Its eight series, by [`series_index`](crate::hop::series_index).
-    pub hops: [Histogram; 8],
+    /// Its series, by [`series_index`](crate::hop::series_index).
+    pub hops: [Histogram; SERIES_PER_PROXY],
 }
 
 /// What happened between two snapshots: half-open, immutable.

@@ -24,6 +24,8 @@ macro_rules! fields {
 
 fields! {
     SOCK_NUM = "sock"."__sk_common"."skc_num";
+    SOCK_DPORT = "sock"."__sk_common"."skc_dport";
+    SOCK_V6_DADDR = "sock"."__sk_common"."skc_v6_daddr";
     SOCK_NET = "sock"."__sk_common"."skc_net"."net";
     SOCK_STATE = "sock"."__sk_common"."skc_state";
     SOCK_OWNED = "sock"."sk_lock"."owned";
@@ -32,6 +34,7 @@ fields! {
     TCP_COPIED_SEQ = "tcp_sock"."copied_seq";
     TCP_RCV_NXT = "tcp_sock"."rcv_nxt";
     TCP_WRITE_SEQ = "tcp_sock"."write_seq";
+    MSG_COUNT = "msghdr"."msg_iter"."count";
     SKB_SK = "sk_buff"."sk";
     SKB_CB = "sk_buff"."cb";
     SKB_LEN = "sk_buff"."len";

@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::btf::Btf;
 use super::offsets::{
-    Field, LOCAL_END, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
-    SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
+    Field, LOCAL_END, MSG_COUNT, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK,
+    SKB_TRANSPORT_HEADER, SOCK_DPORT, SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, SOCK_V6_DADDR, TASK_PID,
+    TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
 };
 
 use Hook::{Entry, Tracepoint};
@@ -131,7 +132,7 @@ pub const PROGRAMS: &[Program] = &[
         name: "state",
         hook: Tracepoint("inet_sock_set_state"),
         purpose: Purpose::Connections,
-        fields: &[&[TCP_COPIED_SEQ], LOCAL_END],
+        fields: &[&[SOCK_DPORT, SOCK_V6_DADDR, TCP_COPIED_SEQ], LOCAL_END],
     },
     Program {
         name: "arrival",
@@ -161,13 +162,13 @@ pub const PROGRAMS: &[Program] = &[
         name: "write",
         hook: Tracepoint("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[MSG_COUNT, TCP_COPIED_SEQ, TCP_WRITE_SEQ], LOCAL_END],
     },
     Program {
         name: "write_entry",
         hook: Entry("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[SOCK_STATE, TCP_COPIED_SEQ, TCP_WRITE_SEQ], LOCAL_END],
     },
     Program {
         name: WRITE_RETURN,
@@ -179,7 +180,7 @@ pub const PROGRAMS: &[Program] = &[
         name: "write_pages",
         hook: Entry("do_tcp_sendpages"),
         purpose: Purpose::WritePages,
-        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[SOCK_STATE, TCP_COPIED_SEQ, TCP_WRITE_SEQ], LOCAL_END],
     },
     Program {
         name: "read",
