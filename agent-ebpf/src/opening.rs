@@ -161,13 +161,10 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, bytes: u64) -> Option<
     Some(true)
 }
 
-/// Whether what has come on a connection, before anything was read of it, is nothing but the end announced.
+/// Whether what has come on a connection and was not noted as read is nothing but the end announced.
 #[inline(always)]
 pub fn is_end(socket: &Socket, bytes: u32) -> bool {
-    socket.opening >= OPENING_FIRST
-        && socket.role != ROLE_ACCEPTED
-        && socket.turn != TURN_READING
-        && is_alert(u64::from(bytes))
+    socket.opening >= OPENING_FIRST && socket.role != ROLE_ACCEPTED && is_alert(u64::from(bytes))
 }
 
 /// The handshake is over.
