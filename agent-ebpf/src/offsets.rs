@@ -39,7 +39,7 @@ offsets! {
     TCP_RCV_NXT;
     /// `tcp_sock.write_seq`: first byte not written by user space, u32.
     TCP_WRITE_SEQ;
-    /// `msghdr.msg_iter.count`: bytes that a call still has to send, u64.
+    /// `msghdr.msg_iter.count`: bytes that a send call is still to queue, usize.
     MSG_COUNT;
     /// `sk_buff.sk`: pointer to the socket.
     SKB_SK;

@@ -88,7 +88,7 @@ pub fn answered(socket: &mut Socket) {
 
 /// Whether what is written to a connection may begin or continue a message.
 #[inline(always)]
-pub fn is_message(sk: *const c_void, used: &mut Used<'_>, bytes: u64) -> Option<bool> {
+pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option<bool> {
     let after_read = used.socket.turn == TURN_READING;
     if used.socket.role == ROLE_ACCEPTED {
         if after_read {
@@ -96,7 +96,7 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, bytes: u64) -> Option<
         }
         return Some(true);
     }
-    if used.socket.opening >= OPENING_FIRST && is_alert(bytes) {
+    if used.socket.opening >= OPENING_FIRST && is_alert(size as u64) {
         return Some(false);
     }
     if used.socket.opening == OPENING_SECURED {

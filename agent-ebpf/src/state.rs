@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket};
+use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket, TURN_READING};
 
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
@@ -89,6 +89,10 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
             if lane.pending[Direction::Request as usize].end(socket.pending_tag) {
                 counters.add(counter!(pending), LESS_ONE);
                 counters.add(counter!(unmatched), 1);
+            } else if socket.turn == TURN_READING {
+                let ended = lane.leave(socket.pending_tag);
+                counters.add(counter!(pending), ended.wrapping_neg());
+                counters.add(counter!(local), ended);
             }
         } else {
             lane.pending[Direction::Response as usize].orphan(socket.pending_tag);

@@ -11,6 +11,9 @@ pub const ENTRIES: usize = 1024;
 /// How many ended entries at the front are cleared away before a claim.
 const CLEAR_STEPS: usize = 32;
 
+/// How many entries at the front are looked at for what was no message; more than one read adds.
+const FORGET_STEPS: usize = 16;
+
 /// How many entries at the front one claim may pass over after that.
 const TAKE_STEPS: usize = 8;
 
@@ -33,7 +36,7 @@ pub const BATCH: u64 = 1 << 63;
 /// How many messages one write of a multiplexed connection may carry on.
 pub const DRAIN: usize = 16;
 
-const STATE_BITS: u32 = 2;
+pub(crate) const STATE_BITS: u32 = 2;
 const LIVE: u64 = 1;
 const ORPHAN: u64 = 2;
 const CLAIMED: u64 = 3;
@@ -240,7 +243,7 @@ impl<W: Word> Pending<W> {
 
     /// Whether the message of this tag is live.
     #[inline(always)]
-    pub(crate) fn is_live(&self, pushed_tag: u64) -> bool {
+    pub fn is_live(&self, pushed_tag: u64) -> bool {
         pushed_tag != 0 && self.of(pushed_tag).tag.load() == pushed_tag
     }
 
@@ -290,7 +293,7 @@ impl<W: Word> Pending<W> {
     /// Takes every message, up to [`DRAIN`] of them, for the connection of that mark. Returns where they lie: some in
     /// between may not be its own, see [`Pending::drained`].
     #[inline(always)]
-    pub fn drain(&self, mark: u64) -> Drained {
+    pub(crate) fn drain(&self, mark: u64) -> Drained {
         let tail = self.tail.load();
         let start = self.clear_front();
         let mut drained = Drained { start, end: start, singles: 0, batches: 0 };
@@ -329,6 +332,19 @@ impl<W: Word> Pending<W> {
         self.push(arrival_ns, read_ns, BATCH, 0).map(|pushed| pushed >> STATE_BITS)
     }
 
+    /// Forgets the oldest messages before the position `stale` that were read together with others: they were none.
+    #[inline(always)]
+    pub(crate) fn forget_before(&self, stale: u64) {
+        let mut position = self.front();
+        for _ in 0..FORGET_STEPS {
+            if position >= stale {
+                break;
+            }
+            self.forget(position);
+            position += 1;
+        }
+    }
+
     /// Forgets the message at this position, if it was read together with others and nobody has claimed it.
     #[inline(always)]
     pub fn forget(&self, position: u64) {
@@ -356,6 +372,20 @@ impl<W: Word> Pending<W> {
             }
         }
         ended
+    }
+
+    /// Ends the oldest message, if it stands before `end` and at most [`TAKE_STEPS`] ended ones before it. Whether it
+    /// did.
+    #[inline(always)]
+    pub(crate) fn end_oldest(&self, end: u64) -> bool {
+        let mut position = self.clear_front();
+        for _ in 0..TAKE_STEPS {
+            if position < end && self.end(tag(position, LIVE)) {
+                return true;
+            }
+            position += 1;
+        }
+        false
     }
 
     /// When a message was read that is still live.

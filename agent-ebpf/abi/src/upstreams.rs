@@ -36,7 +36,15 @@ pub struct Upstream<W> {
     pub(crate) usual: W,
     /// Tag of its latest response.
     pub(crate) response: W,
+    /// Tag of the request that was written to it last.
+    pub(crate) carries: W,
+    /// While that waits for its response: the position behind the turn it is from, as another one of that turn may
+    /// have been meant; [`NOWHERE`] if whoever asked has gone. 0 while nothing waits.
+    pub(crate) asked: W,
 }
+
+/// What a connection says that it was asked for when its response will go nowhere.
+pub(crate) const NOWHERE: u64 = u64::MAX;
 
 /// The connections of one lane.
 #[derive(Debug)]
@@ -64,6 +72,8 @@ impl<W: Word> Upstreams<W> {
             &place.pooled,
             &place.usual,
             &place.response,
+            &place.carries,
+            &place.asked,
         ] {
             word.store(0);
         }
