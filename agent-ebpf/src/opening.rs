@@ -4,19 +4,20 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use smp_agent_abi::layout::{
-    Destination, Direction, ROLE_ACCEPTED, SHARED, Segment, Socket, TURN_NONE, TURN_READING, TURN_WRITING,
-    series,
+    CLASS_HELD, CLASS_NONE, Destination, Direction, ROLE_ACCEPTED, SHARED, Segment, Socket, TURN_NONE,
+    TURN_READING, TURN_WRITING, series,
 };
 use smp_agent_abi::opening::{
     Knowledge, OPENING_ANSWERED, OPENING_ASKED, OPENING_ASKED_AGAIN, OPENING_FIRST, OPENING_HELLO,
     OPENING_NEW, OPENING_OVER, OPENING_READY, OPENING_SECURED, SHORTEST_ANSWER, Seen, Written, is_alert,
     on_read, on_write,
 };
+use smp_agent_abi::upstreams::Held;
 use smp_agent_abi::word::Word as _;
 
-use crate::departure::add_value;
+use crate::departure::{self, add_value};
 use crate::lane;
-use crate::maps::{HANDSHAKES, LESS_ONE, counter};
+use crate::maps::{Counters, HANDSHAKES, LESS_ONE, counter};
 use crate::offsets::{SOCK_DPORT, SOCK_V6_DADDR, TCP_COPIED_SEQ, TCP_WRITE_SEQ, field};
 use crate::socket::{Used, tcp};
 
@@ -80,24 +81,29 @@ pub fn read_more(used: &Used<'_>, arrival_ns: u64, now_ns: u64) {
     }
 }
 
-/// An accepted connection was answered by the proxy itself: it may have been the handshake.
+/// What is written to an accepted connection is the proxy's own answer: its first one may be that of a handshake.
 #[inline(always)]
 pub fn answered(socket: &mut Socket) {
-    socket.opening = OPENING_FIRST;
+    if matches!(socket.opening, OPENING_ASKED | OPENING_SECURED) {
+        socket.opening = OPENING_FIRST;
+    }
 }
 
 /// Whether what is written to a connection may begin or continue a message.
 #[inline(always)]
 pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option<bool> {
     let after_read = used.socket.turn == TURN_READING;
-    if used.socket.role == ROLE_ACCEPTED {
-        if after_read {
-            used.socket.opening = OPENING_OVER;
-        }
-        return Some(true);
-    }
     if used.socket.opening >= OPENING_FIRST && is_alert(size as u64) {
         return Some(false);
+    }
+    if used.socket.role == ROLE_ACCEPTED {
+        used.socket.opening = match used.socket.opening {
+            OPENING_NEW => OPENING_ASKED,
+            OPENING_FIRST if after_read => OPENING_SECURED,
+            same @ (OPENING_FIRST | OPENING_SECURED) => same,
+            _ => OPENING_OVER,
+        };
+        return Some(true);
     }
     if used.socket.opening == OPENING_SECURED {
         return Some(true);
@@ -144,16 +150,21 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option
                 learn(socket, Knowledge::Message);
             }
             end(socket);
+            release_answered(socket.lane, socket.upstream, socket.proxy_slot);
         }
         Written::Learned => {
             learn(socket, Knowledge::Handshake);
-            socket.connected_ns = 0;
-            socket.turn = TURN_NONE;
             let tag = socket.pending_tag;
             socket.pending_tag = 0;
             if lane::at(socket.pending_lane)?.pending[RESPONSE].end(tag) {
                 used.counters.add(counter!(pending), LESS_ONE);
                 used.counters.add(counter!(local), 1);
+            }
+            socket.connected_ns = 0;
+            socket.turn = TURN_NONE;
+            if let Some(held) = lane.upstreams.release(socket.upstream) {
+                write_again(socket, held, write_seq);
+                return Some(false);
             }
         }
         Written::Forgotten => learn(socket, Knowledge::Message),
@@ -161,10 +172,67 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option
     Some(true)
 }
 
+/// What was held is written only now: the write before was of the handshake.
+#[inline(always)]
+fn write_again(socket: &mut Socket, held: Held, write_seq: u32) {
+    // SAFETY: no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    socket.turn = TURN_WRITING;
+    carries(socket, held.arrival_ns, now_ns);
+    socket.departing_arrival_ns = held.arrival_ns;
+    socket.departing_read_ns = held.read_ns;
+    socket.departing_write_ns = now_ns;
+    socket.departing_seq = write_seq;
+    socket.departing_class = held.class;
+}
+
+/// Whether what was just written to a connection is held until it is clear whether it was a message.
+#[inline(always)]
+pub fn hold(socket: &mut Socket) -> bool {
+    if socket.opening != OPENING_ASKED || known(socket) == Knowledge::Message as u32 {
+        return false;
+    }
+    let Some(lane) = lane::at(socket.lane) else { return false };
+    let held = Held {
+        arrival_ns: socket.departing_arrival_ns,
+        read_ns: socket.departing_read_ns,
+        write_ns: socket.departing_write_ns,
+        departure_ns: socket.first_departure_ns,
+        class: socket.departing_class,
+    };
+    if !lane.upstreams.hold(socket.upstream, held) {
+        return false;
+    }
+    socket.departing_class = if socket.first_departure_ns == 0 { CLASS_HELD } else { CLASS_NONE };
+    true
+}
+
+/// The connection of that name in the lane at `place` was answered, or has ended, or is forgotten: what is held of it was
+/// a message.
+#[inline(always)]
+pub fn release_answered(place: u32, name: u64, proxy_slot: u32) {
+    if name != 0 && lane::at(place).is_some_and(|lane| lane.upstreams.holds(name)) {
+        release(place, name, proxy_slot);
+    }
+}
+
+/// A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn release(place: u32, name: u64, proxy_slot: u32) -> u32 {
+    if let Some(lane) = lane::at(place)
+        && let Some(counters) = Counters::of(proxy_slot)
+        && let Some(held) = lane.upstreams.release(name)
+    {
+        departure::record_one(proxy_slot, Direction::Request, &counters, held);
+    }
+    0
+}
+
 /// Whether what has come on a connection and was not noted as read is nothing but the end announced.
 #[inline(always)]
 pub fn is_end(socket: &Socket, bytes: u32) -> bool {
-    socket.opening >= OPENING_FIRST && socket.role != ROLE_ACCEPTED && is_alert(u64::from(bytes))
+    socket.opening >= OPENING_FIRST && is_alert(u64::from(bytes))
 }
 
 /// The handshake is over.

@@ -60,8 +60,16 @@ fn on_copied(sk: *const c_void) -> Option<()> {
 fn note_copied(tcp: *const c_void, socket: &mut Socket) -> Option<(u32, u32)> {
     let before = socket.copied_seq;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    let (copied, received) = unsafe { (field::<u32>(tcp, &TCP_COPIED_SEQ), field::<u32>(tcp, &TCP_RCV_NXT)) };
-    if opening::is_end(socket, received.wrapping_sub(before)) {
+    let (copied, received, shutdown) = unsafe {
+        (
+            field::<u32>(tcp, &TCP_COPIED_SEQ),
+            field::<u32>(tcp, &TCP_RCV_NXT),
+            field::<u8>(tcp, &SOCK_SHUTDOWN),
+        )
+    };
+    // The end of the stream has a number of its own.
+    let bytes = received.wrapping_sub(before).wrapping_sub(u32::from(shutdown & RCV_SHUTDOWN));
+    if opening::is_end(socket, bytes) {
         return None;
     }
     socket.copied_seq = copied;
@@ -124,6 +132,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     if own || socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream) {
         used.socket.pending_tag = 0;
         used.counters.add(counter!(local), 1);
+        opening::release_answered(current.place, used.socket.upstream, used.socket.proxy_slot);
         return None;
     }
     let tag = if socket.role == ROLE_ACCEPTED {

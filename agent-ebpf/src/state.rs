@@ -6,6 +6,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket, TURN_READING};
+use smp_agent_abi::opening::OPENING_NEW;
 
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
@@ -65,6 +66,7 @@ fn on_connect(sk: *const c_void) -> Option<()> {
 #[inline(always)]
 fn on_accept(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, listener(sk)?, ROLE_ACCEPTED)?;
+    socket.opening = OPENING_NEW;
     on_established(sk, socket)
 }
 
@@ -91,6 +93,10 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
                 counters.add(counter!(unmatched), 1);
             } else if socket.turn == TURN_READING {
                 let ended = lane.leave(socket.pending_tag);
+                if ended != 0 {
+                    let carrier = lane.carrier(socket.pending_tag);
+                    opening::release_answered(socket.pending_lane, carrier, socket.proxy_slot);
+                }
                 counters.add(counter!(pending), ended.wrapping_neg());
                 counters.add(counter!(local), ended);
             }
@@ -102,6 +108,7 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     lane::note_waiting(socket, false);
     opening::end(socket);
     if socket.role == ROLE_OPENED && socket.upstream != 0 {
+        opening::release_answered(socket.lane, socket.upstream, socket.proxy_slot);
         lane::at(socket.lane)?.upstreams.close(socket.upstream);
     }
     if over {

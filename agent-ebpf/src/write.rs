@@ -130,6 +130,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
     opening::carries(socket, claim.arrival_ns, now_ns);
+    opening::release_answered(place, claim.upstream, socket.proxy_slot);
     socket.departing_arrival_ns = claim.arrival_ns;
     socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
@@ -137,9 +138,13 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
     socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
-        let departure_ns = socket.first_departure_ns;
-        socket.departing_write_ns = departure_ns;
-        departure::record(socket, &used.counters, departure_ns);
+        socket.departing_write_ns = socket.first_departure_ns;
+    }
+    if !claim.batch && opening::hold(socket) {
+        return Some(());
+    }
+    if departure::comes_before_write() && socket.first_departure_ns != 0 {
+        departure::record(socket, &used.counters, socket.first_departure_ns);
     }
     Some(())
 }

@@ -148,6 +148,9 @@ pub const CLASS_AMBIGUOUS: u32 = 2;
 /// Several messages await their departure on the socket.
 pub const CLASS_DRAINED: u32 = 3;
 
+/// What awaits its departure on the socket is held until it is clear whether it was a message.
+pub const CLASS_HELD: u32 = 4;
+
 /// Arrivals of segments that a multiplexed socket remembers; one less wait to be read.
 pub const NOTED: usize = 8;
 

@@ -23,7 +23,8 @@ pub const SHORTEST_ANSWER: u32 = 120;
 
 /// It is past its first messages, or was accepted, or was there before the agent.
 pub const OPENING_OVER: u32 = 0;
-/// Nothing was written yet, and no handshake is known of.
+/// Nothing was written yet, and no handshake is known of. Of accepted connections there are this, the next, and those
+/// behind a handshake.
 pub const OPENING_NEW: u32 = 1;
 /// It was written to.
 pub const OPENING_ASKED: u32 = 2;
