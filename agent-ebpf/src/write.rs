@@ -75,12 +75,12 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     if is_multiplexed(used.socket) {
         return on_multiplexed(sk, used, size);
     }
+    if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, size)? {
+        return None;
+    }
     if is_record(used.socket, size) != 0 {
         used.counters.add(counter!(seen), 1);
         used.counters.add(counter!(local), 1);
-        return None;
-    }
-    if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, size)? {
         return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.

@@ -192,6 +192,6 @@ pub const PROGRAMS: &[Program] = &[
         name: "read_return",
         hook: Tracepoint("sock_recv_length"),
         purpose: Purpose::Read,
-        fields: &[&[TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
+        fields: &[&[SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
     },
 ];
