@@ -19,6 +19,10 @@ macro_rules! offsets {
 offsets! {
     /// `sock.__sk_common.skc_num`: local port, host order, u16.
     SOCK_NUM;
+    /// `sock.__sk_common.skc_dport`: remote port, network order, u16.
+    SOCK_DPORT;
+    /// `sock.__sk_common.skc_v6_daddr`: remote address, an IPv4 address mapped into IPv6, 16 bytes.
+    SOCK_V6_DADDR;
     /// `sock.__sk_common.skc_net.net`: pointer to the network namespace.
     SOCK_NET;
     /// `sock.__sk_common.skc_state`: state of the connection, u8.

@@ -2,9 +2,9 @@
 
 use smp_agent_abi::layout::{Direction, ROLE_ACCEPTED, Socket, TURN_READING};
 
-use crate::lane;
 use crate::maps::counter;
 use crate::socket::Used;
+use crate::{lane, opening};
 
 /// 1 if the message that was read from the same connection has not gone on yet, and nothing was read since that could be
 /// written here. A function of its own: see `write.rs`.
@@ -38,7 +38,7 @@ pub fn is_own_answer(socket: &Socket) -> bool {
 /// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream. The request
 /// ends then.
 #[inline(always)]
-pub fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
+pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
     let socket = &used.socket;
     if socket.role != ROLE_ACCEPTED || socket.pending_tag == 0 {
         return false;
@@ -48,5 +48,6 @@ pub fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
     let Some(ended) = ended else { return false };
     used.counters.add(counter!(pending), ended.wrapping_neg());
     used.counters.add(counter!(local), ended);
+    opening::answered(used.socket);
     true
 }

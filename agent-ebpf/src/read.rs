@@ -14,7 +14,7 @@ use smp_agent_abi::word::Word as _;
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
-use crate::{departure, lane};
+use crate::{departure, lane, opening};
 
 /// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
@@ -46,7 +46,7 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     }
     let used = in_use(sk)?;
     let tcp = tcp(sk)?;
-    let (before, copied_seq) = note_copied(tcp, used.socket);
+    let (before, copied_seq) = note_copied(tcp, used.socket)?;
     let taken = copied_seq.wrapping_sub(before);
     // A peek takes nothing.
     if taken == 0 || taken == 1 && is_end(sk, tcp, copied_seq) {
@@ -55,13 +55,26 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     on_read(tcp, used, before)
 }
 
-/// How far the socket was read before, and how far it is now.
+/// How far the socket was read before, and how far it is now. `None` where there was nothing but the end announced: its
+/// parts are read one by one, and what is not noted as read is whole when the next one is.
 #[inline(always)]
-fn note_copied(tcp: *const c_void, socket: &mut Socket) -> (u32, u32) {
+fn note_copied(tcp: *const c_void, socket: &mut Socket) -> Option<(u32, u32)> {
     let before = socket.copied_seq;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    socket.copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
-    (before, socket.copied_seq)
+    let (copied, received, shutdown) = unsafe {
+        (
+            field::<u32>(tcp, &TCP_COPIED_SEQ),
+            field::<u32>(tcp, &TCP_RCV_NXT),
+            field::<u8>(tcp, &SOCK_SHUTDOWN),
+        )
+    };
+    // The end of the stream has a number of its own.
+    let bytes = received.wrapping_sub(before).wrapping_sub(u32::from(shutdown & RCV_SHUTDOWN));
+    if opening::is_end(socket, bytes) {
+        return None;
+    }
+    socket.copied_seq = copied;
+    Some((before, copied))
 }
 
 /// True if the byte before `copied_seq` is the end of the stream, which `splice` takes as if it were a byte.
@@ -75,7 +88,7 @@ fn is_end(sk: *const c_void, tcp: *const c_void, copied_seq: u32) -> bool {
 #[inline(always)]
 fn on_return(sk: *const c_void) -> Option<()> {
     let (tcp, used) = (tcp(sk)?, in_use(sk)?);
-    let (before, _) = note_copied(tcp, used.socket);
+    let (before, _) = note_copied(tcp, used.socket)?;
     on_read(tcp, used, before)
 }
 
@@ -88,8 +101,12 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     if is_multiplexed(used.socket) {
         return on_batch(tcp, used, before, arrival_ns, now_ns);
     }
+    if !opening::may_be_message(used.socket, now_ns) {
+        return None;
+    }
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING && !end_record(&used, before, arrival_ns) {
+        opening::read_more(&used, arrival_ns, now_ns);
         return note_reader(&used);
     }
     let own = is_answer_to_own(&used);
@@ -117,6 +134,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     if own || socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream) {
         used.socket.pending_tag = 0;
         used.counters.add(counter!(local), 1);
+        opening::release_answered(current.place, used.socket.upstream, used.socket.proxy_slot);
         return None;
     }
     let tag = if socket.role == ROLE_ACCEPTED {

@@ -11,15 +11,16 @@ use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Loss, RECORD_BYTES, ROLE_ACCEPTED, Socket,
     TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
+use smp_agent_abi::opening::OPENING_OVER;
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
 use smp_agent_abi::word::Word as _;
 
-use crate::departure;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::own::{follows_own_read, is_local_reply, is_own_answer};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
+use crate::{departure, opening};
 
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
@@ -75,6 +76,9 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     if is_multiplexed(used.socket) {
         return on_multiplexed(sk, used, size);
     }
+    if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, size)? {
+        return None;
+    }
     let follows = follows_own_read(used.socket);
     if follows != 0 && size <= RECORD_BYTES {
         count_local(&used);
@@ -95,7 +99,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         }
         _ => 0,
     };
-    if is_local_reply(&used, newest) {
+    if is_local_reply(&mut used, newest) {
         used.socket.turn = TURN_OWN;
         return None;
     }
@@ -139,6 +143,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
+    opening::carries(socket, claim.arrival_ns, now_ns);
+    opening::release_answered(place, claim.upstream, socket.proxy_slot);
     socket.departing_arrival_ns = claim.arrival_ns;
     socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
@@ -146,9 +152,13 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
     socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
-        let departure_ns = socket.first_departure_ns;
-        socket.departing_write_ns = departure_ns;
-        departure::record(socket, &used.counters, departure_ns);
+        socket.departing_write_ns = socket.first_departure_ns;
+    }
+    if !claim.batch && opening::hold(socket) {
+        return Some(());
+    }
+    if departure::comes_before_write() && socket.first_departure_ns != 0 {
+        departure::record(socket, &used.counters, socket.first_departure_ns);
     }
     Some(())
 }

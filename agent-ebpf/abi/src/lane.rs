@@ -255,6 +255,12 @@ impl<W: Word> Lane<W> {
         });
     }
 
+    /// The name of the connection that the request of this tag was written to; 0 if it was not.
+    #[inline(always)]
+    pub fn carrier(&self, request: u64) -> u64 {
+        self.pending[REQUEST].remembered(request).map_or(0, |entry| entry.upstream.load())
+    }
+
     /// Takes every message for a write to a multiplexed connection: see [`Pending::drain`].
     #[inline(always)]
     pub fn drain(&self, direction: usize, mark: u64) -> Drained {

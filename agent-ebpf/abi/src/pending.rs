@@ -403,6 +403,16 @@ impl<W: Word> Pending<W> {
             .then(|| entry.read_ns.load())
     }
 
+    /// Says that a message begins later than it was thought to, if it waits.
+    #[inline(always)]
+    pub fn restamp(&self, pushed_tag: u64, arrival_ns: u64, read_ns: u64) {
+        if self.read_ns(pushed_tag).is_some() {
+            let entry = self.of(pushed_tag);
+            entry.arrival_ns.store(arrival_ns);
+            entry.read_ns.store(read_ns);
+        }
+    }
+
     /// Whether a message waits.
     #[inline(always)]
     pub fn any_live(&self) -> bool {
