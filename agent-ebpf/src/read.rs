@@ -101,7 +101,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
-    if own || socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream) {
+    if socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream, own) {
         used.socket.pending_tag = 0;
         used.counters.add(counter!(local), 1);
         return None;

@@ -100,7 +100,7 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     }
     lane::note_waiting(socket, false);
     if socket.role == ROLE_OPENED && socket.upstream != 0 {
-        lane::at(socket.lane)?.upstreams.close(socket.upstream);
+        lane::at(socket.lane)?.close(socket.upstream);
     }
     if over {
         departure::give_up(socket, &counters);

@@ -7,6 +7,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
+use smp_agent_abi::lane::Move;
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, Socket,
     TURN_OWN, TURN_READING, TURN_WRITING,
@@ -86,7 +87,7 @@ fn on_write(sk: *const c_void) -> Option<()> {
         }
         _ => 0,
     };
-    if is_local_reply(&used, newest) {
+    if is_local_reply(&mut used, newest) {
         return None;
     }
     // SAFETY: no precondition.
@@ -229,17 +230,46 @@ fn on_multiplexed(sk: *const c_void, used: Used<'_>) -> Option<()> {
 /// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream. The request
 /// ends then.
 #[inline(always)]
-fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
-    let socket = &used.socket;
-    if socket.role != ROLE_ACCEPTED || socket.pending_tag == 0 {
+fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
+    if used.socket.role != ROLE_ACCEPTED || used.socket.pending_tag == 0 {
         return false;
     }
-    let Some(lane) = lane::at(socket.pending_lane) else { return false };
-    let ended = lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest);
-    let Some(ended) = ended else { return false };
-    used.counters.add(counter!(pending), ended.wrapping_neg());
-    used.counters.add(counter!(local), ended);
+    let ended = end_answered(used.socket, newest);
+    if ended == NOT_OWN {
+        return false;
+    }
+    used.counters.add(counter!(pending), u64::from(ended).wrapping_neg());
+    used.counters.add(counter!(local), u64::from(ended));
     true
+}
+
+/// What [`end_answered`] says of a write that may be a response.
+const NOT_OWN: u32 = u32::MAX;
+
+/// As [`smp_agent_abi::lane::Lane::end_answered`], for what was read last on an accepted connection.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_mut() }) else { return NOT_OWN };
+    let Some(lane) = lane::at(socket.pending_lane) else { return NOT_OWN };
+    let place = socket.pending_lane;
+    let step = |moved: &mut Move| {
+        move_one(place, moved);
+    };
+    lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
+        .map_or(NOT_OWN, |ended| ended as u32)
+}
+
+/// [`smp_agent_abi::lane::Lane::move_one`] of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn move_one(place: u32, moved: *mut Move) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    if let (Some(lane), Some(moved)) = (lane::at(place), unsafe { moved.as_mut() }) {
+        lane.move_one(moved);
+    }
+    0
 }
 
 /// `CLASS_NONE` is what a zeroed state says.
