@@ -395,12 +395,25 @@ impl<W: Word> Pending<W> {
         self.entry(position).tag.load() & (tag(1, 0) - 1)
     }
 
-    /// Makes the message at `to` what the one at `from` is, but for whose it is.
+    /// When the message at this position arrived and was read.
+    #[inline(always)]
+    pub(crate) fn stamps(&self, position: u64) -> [u64; 2] {
+        let entry = self.entry(position);
+        [entry.arrival_ns.load(), entry.read_ns.load()]
+    }
+
+    /// Sets [`Pending::stamps`].
+    #[inline(always)]
+    pub(crate) fn set_stamps(&self, position: u64, [arrival_ns, read_ns]: [u64; 2]) {
+        let entry = self.entry(position);
+        entry.arrival_ns.store(arrival_ns);
+        entry.read_ns.store(read_ns);
+    }
+
+    /// Says that what became of the message at `from` became of the one at `to`.
     #[inline(always)]
     pub(crate) fn copy(&self, from: u64, to: u64) {
         let (lower, upper) = (self.entry(from), self.entry(to));
-        upper.arrival_ns.store(lower.arrival_ns.load());
-        upper.read_ns.store(lower.read_ns.load());
         upper.upstream.store(lower.upstream.load());
         upper.tag.store(tag(to, self.state_at(from)));
     }

@@ -161,8 +161,9 @@ impl Programs {
         let capture = Capture::start(Vantage::of(&bed), wire::needs_whole_packets(cell.protocol), dir)?;
         let pid = proxy.pid();
         let load = self.load(cell, &bed.client, listen, &[pid], dir)?;
-        let captured = capture.stop()?;
+        // Before the capture: a proxy that asks whether the server is there never falls silent.
         proxy.stop()?;
+        let captured = capture.stop()?;
         backend.stop()?;
         drop(bed);
         let wire = captured.read(Wire::new(cell.protocol))?;

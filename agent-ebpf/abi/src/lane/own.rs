@@ -33,6 +33,8 @@ pub struct Move {
     spare: u64,
     /// 1 from where one is left over.
     moving: u64,
+    /// Its arrival and read.
+    stamps: [u64; 2],
 }
 
 impl<W: Word> Lane<W> {
@@ -215,20 +217,27 @@ impl<W: Word> Lane<W> {
         } else {
             self.foresee(tag_at(above), given);
             if moved.moving != 0 {
-                self.change_places(position, above);
+                self.change_places(position, above, moved);
             }
         }
-        if moved.by_pool != 0 && set.state_at(position) == LIVE {
+        if moved.by_pool != 0 && moved.moving == 0 && set.state_at(position) == LIVE {
             moved.moving = 1;
+            moved.stamps = set.stamps(position);
         }
         moved.above = position;
     }
 
-    /// Gives the request at `to` the place of the one at `from`: its stamps, and what it was taken for.
+    /// Gives the request at `to` what became of the one at `from`. Stamps that no crossing has yet move up as well: those
+    /// of the oldest are left over.
     #[inline(always)]
-    fn change_places(&self, from: u64, to: u64) {
+    fn change_places(&self, from: u64, to: u64, moved: &mut Move) {
         let set = &self.pending[REQUEST];
         set.copy(from, to);
+        if set.state_at(from) == LIVE {
+            let stamps = set.stamps(from);
+            set.set_stamps(to, moved.stamps);
+            moved.stamps = stamps;
+        }
         if let Some(place) = self.upstreams.get(set.entry(from).upstream.load())
             && place.carries.load() == tag_at(from)
         {
