@@ -67,8 +67,15 @@ extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
     let step = |moved: &mut Move| {
         move_one(place, moved);
     };
-    lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
-        .map_or(NOT_OWN, |ended| ended as u32)
+    let Some(ended) =
+        lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
+    else {
+        return NOT_OWN;
+    };
+    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag) {
+        lane::note_answered(socket, read_ns, false);
+    }
+    ended as u32
 }
 
 /// [`smp_agent_abi::lane::Lane::move_one`] of the lane at `place`.
