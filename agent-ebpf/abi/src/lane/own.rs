@@ -157,6 +157,7 @@ impl<W: Word> Lane<W> {
             self.move_up(request, by_pool, step);
         }
         // Where it was taken for another one, or ended for it, that is left in its place.
+        self.suspect_several(entry.read_ns.load());
         let itself = requests.end(request);
         self.ended.store(if itself { request } else { 0 });
         let ended = itself || requests.end_oldest(turn.end);
@@ -180,6 +181,22 @@ impl<W: Word> Lane<W> {
         self.note_asked(request, upstream, 0);
         let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
         Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
+    }
+
+    /// Says that an opened connection was written to again although requests waited.
+    #[inline(always)]
+    pub fn note_continued(&self, now_ns: u64) {
+        self.continued_ns.store(now_ns);
+    }
+
+    /// A request that was read then is answered and was not seen to be written to a server. If an opened connection was
+    /// written to again since, and one was read, then those may have carried it along with others.
+    #[inline(always)]
+    fn suspect_several(&self, read_ns: u64) {
+        let latest = &self.latest[RESPONSE];
+        if self.continued_ns.load() > read_ns && latest.read_ns.load() > read_ns {
+            latest.starved.add(1);
+        }
     }
 
     /// Whether a response waits that came on this connection after a request of that downstream one was written to it:
