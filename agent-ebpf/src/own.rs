@@ -76,7 +76,9 @@ extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
     else {
         return NOT_OWN;
     };
-    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag) {
+    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag)
+        && !lane.suspect_several(read_ns)
+    {
         lane::note_answered(socket, read_ns, false);
     }
     ended as u32

@@ -157,7 +157,6 @@ impl<W: Word> Lane<W> {
             self.move_up(request, by_pool, step);
         }
         // Where it was taken for another one, or ended for it, that is left in its place.
-        self.suspect_several(entry.read_ns.load());
         let itself = requests.end(request);
         self.ended.store(if itself { request } else { 0 });
         let ended = itself || requests.end_oldest(turn.end);
@@ -189,14 +188,14 @@ impl<W: Word> Lane<W> {
         self.continued_ns.store(now_ns);
     }
 
-    /// A request that was read then is answered and was not seen to be written to a server. If an opened connection was
-    /// written to again since, and one was read, then those may have carried it along with others.
+    /// A request that was read then is answered and was not seen to be written to a server. Whether an opened connection
+    /// may have carried it along with others: one was written to again since, and one was read.
     #[inline(always)]
-    fn suspect_several(&self, read_ns: u64) {
+    pub fn suspect_several(&self, read_ns: u64) -> bool {
         let latest = &self.latest[RESPONSE];
-        if self.continued_ns.load() > read_ns && latest.read_ns.load() > read_ns {
-            latest.starved.add(1);
-        }
+        let suspected = self.continued_ns.load() > read_ns && latest.read_ns.load() > read_ns;
+        latest.starved.add(u64::from(suspected));
+        suspected
     }
 
     /// Whether a response waits that came on this connection after a request of that downstream one was written to it:
