@@ -13,6 +13,7 @@ use smp_agent_abi::word::Word as _;
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
+use crate::own::note_record;
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, lane, opening};
 
@@ -171,7 +172,7 @@ fn end_record(used: &mut Used<'_>, before: u32, arrival_ns: u64) -> bool {
     if arrival_ns <= read_ns || !set.end(socket.pending_tag) {
         return false;
     }
-    socket.records = socket.records.saturating_add(1);
+    note_record(socket);
     used.counters.add(counter!(pending), LESS_ONE);
     used.counters.add(counter!(local), 1);
     true

@@ -18,7 +18,7 @@ use smp_agent_abi::word::Word as _;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
-use crate::own::{follows_own_read, is_local_reply, is_own_answer};
+use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, opening};
 
@@ -80,8 +80,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         return None;
     }
     let follows = follows_own_read(used.socket);
-    if follows != 0 && is_record(size, used.socket.records) {
-        used.socket.records = used.socket.records.saturating_add(1);
+    if follows != 0 && is_record(size, follows - 1) {
+        note_record(used.socket);
         count_local(&used);
         if used.socket.role != ROLE_ACCEPTED {
             // SAFETY: no precondition.

@@ -104,9 +104,18 @@ pub struct Latest<W> {
     pub starved: W,
     /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
     pub several: W,
+    /// Control records seen on connections that are read in this direction.
+    pub records: W,
 }
 
 impl<W: Word> Latest<W> {
+    /// Forgets what was learned.
+    #[inline(always)]
+    fn forget(&self) {
+        self.several.store(0);
+        self.records.store(0);
+    }
+
     /// Says that a connection was read. Returns how many writes found nothing pending since it was last, if no other
     /// was read between.
     #[inline(always)]
@@ -489,7 +498,7 @@ impl<W: Word> Lane<W> {
         self.upstreams.clear();
         self.ended.store(0);
         self.continued_ns.store(0);
-        self.latest.iter().for_each(|latest| latest.several.store(0));
+        self.latest.iter().for_each(Latest::forget);
         self.shared.store(0);
         self.gone.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));
