@@ -61,6 +61,8 @@ pub struct Lane<W> {
     gone: W,
     /// When an opened connection was last written to again although requests waited, ns.
     continued_ns: W,
+    /// Writes so far that may have carried something on, by direction.
+    writes: [W; 2],
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -237,7 +239,14 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     pub fn drain(&self, direction: usize, mark: u64) -> Drained {
         self.writing.store(1);
+        self.writes[direction & 1].add(1);
         self.pending[direction & 1].drain(mark)
+    }
+
+    /// How many writes of a direction there were so far that may have carried something on.
+    #[inline(always)]
+    pub fn writes(&self, direction: usize) -> u64 {
+        self.writes[direction & 1].load()
     }
 
     /// Forgets what was read together with others and was not written on in the turn after: control records.
@@ -400,6 +409,7 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     fn look(&self, own: usize) -> (Turn, &Order<W>) {
         self.writing.store(1);
+        self.writes[own].add(1);
         let other = own ^ 1;
         let (own_head, other_head) = (self.pending[own].front(), self.pending[other].front());
         if self.shared.load() != 0 {
