@@ -41,6 +41,10 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
     if socket.owner != owner {
         let place = place_of(owner)?;
         socket.owner = owner;
+        if shared {
+            // Its writes may have found nothing since threads had lanes of their own.
+            socket.multiplexed = 0;
+        }
         if socket.lane != place {
             socket.lane = place;
             // Names of upstream connections are the lane's own.

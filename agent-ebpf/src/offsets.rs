@@ -52,6 +52,8 @@ offsets! {
     UNIX_PEER;
     /// `bpf_iter_meta.seq`: pointer to what the reader of a walk gets.
     WALK_OUTPUT;
+    /// `msghdr.msg_iter.count`: bytes that a send call is still to queue, usize.
+    MSG_COUNT;
     /// `sk_buff.sk`: pointer to the socket.
     SKB_SK;
     /// `sk_buff.cb`: what the layer that has the packet keeps in it.

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    CLASS_NONE, Loss, MULTIPLEXED, NOTED, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    Loss, MULTIPLEXED, NOTED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
     TURN_READING, TURN_UNKNOWN,
 };
 
@@ -45,15 +45,22 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     }
     let used = in_use(sk)?;
     let tcp = tcp(sk)?;
-    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
-    let taken = copied_seq.wrapping_sub(used.socket.copied_seq);
-    used.socket.copied_seq = copied_seq;
+    let (before, copied_seq) = note_copied(tcp, used.socket);
+    let taken = copied_seq.wrapping_sub(before);
     // A peek takes nothing.
     if taken == 0 || taken == 1 && is_end(sk, tcp, copied_seq) {
         return None;
     }
-    on_read(tcp, used)
+    on_read(tcp, used, before)
+}
+
+/// How far the socket was read before, and how far it is now.
+#[inline(always)]
+fn note_copied(tcp: *const c_void, socket: &mut Socket) -> (u32, u32) {
+    let before = socket.copied_seq;
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    socket.copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    (before, socket.copied_seq)
 }
 
 /// True if the byte before `copied_seq` is the end of the stream, which `splice` takes as if it were a byte.
@@ -66,22 +73,26 @@ fn is_end(sk: *const c_void, tcp: *const c_void, copied_seq: u32) -> bool {
 
 #[inline(always)]
 fn on_return(sk: *const c_void) -> Option<()> {
-    on_read(tcp(sk)?, in_use(sk)?)
+    let (tcp, used) = (tcp(sk)?, in_use(sk)?);
+    let (before, _) = note_copied(tcp, used.socket);
+    on_read(tcp, used, before)
 }
 
+/// The socket was read beyond `before`.
 #[inline(always)]
-fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
+fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
     if is_multiplexed(used.socket) {
-        return on_batch(tcp, used, arrival_ns, now_ns);
+        return on_batch(tcp, used, before, arrival_ns, now_ns);
     }
     // Only the first read after a write starts a message: the rest are its continuation.
-    if used.socket.turn == TURN_READING {
+    if used.socket.turn == TURN_READING && !end_record(&used, before, arrival_ns) {
         return note_reader(&used);
     }
     used.socket.turn = TURN_READING;
+    used.socket.start_seq = before;
     used.socket.first_departure_ns = 0;
     used.counters.add(counter!(seen), 1);
     // An answer to what was never seen to leave.
@@ -93,7 +104,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
         return None;
     };
     let starved = current.lane.latest[used.inbound() as usize].note(u64::from(used.socket.id), 0, now_ns);
-    if !current.shared && used.socket.multiplexed < MULTIPLEXED {
+    if used.socket.multiplexed < MULTIPLEXED {
         let evidence = used.socket.multiplexed.saturating_sub(1);
         used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
     }
@@ -119,10 +130,28 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     note_reader(&used)
 }
 
-/// A read of a socket that carries several messages at once. Each of its segments is taken for a message; what is left
-/// of the last read was none, but a control record.
+/// True if what was read of the socket so far was a control record, which ends here: it is short, and more arrived
+/// after it was read while nothing was written for it.
 #[inline(always)]
-fn on_batch(tcp: *const c_void, used: Used<'_>, arrival_ns: u64, now_ns: u64) -> Option<()> {
+fn end_record(used: &Used<'_>, before: u32, arrival_ns: u64) -> bool {
+    let socket = &used.socket;
+    if socket.pending_tag == 0 || before.wrapping_sub(socket.start_seq) as usize > RECORD_BYTES {
+        return false;
+    }
+    let Some(lane) = lane::at(socket.pending_lane) else { return false };
+    let set = &lane.pending[used.inbound() as usize];
+    let Some(read_ns) = set.read_ns(socket.pending_tag) else { return false };
+    if arrival_ns <= read_ns || !set.end(socket.pending_tag) {
+        return false;
+    }
+    used.counters.add(counter!(pending), LESS_ONE);
+    used.counters.add(counter!(local), 1);
+    true
+}
+
+/// A read of a socket that carries several messages at once. Each of its segments is taken for a message.
+#[inline(always)]
+fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, now_ns: u64) -> Option<()> {
     let current = lane::current(used.socket, used.tgid, used.tid)?;
     let inbound = used.inbound() as usize;
     let set = &current.lane.pending[inbound];
@@ -135,38 +164,75 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, arrival_ns: u64, now_ns: u64) ->
         }
         socket.pending_tag = 0;
     }
-    for back in 0..NOTED as u64 {
-        if socket.batch_start + back < socket.batch_end {
-            set.forget(socket.batch_start + back);
-        }
+    socket.turn = TURN_READING;
+    lane::note_waiting(socket, false);
+    if socket.noted == 0 && socket.noted_end[NOTED - 1] == 0 {
+        socket.noted_end[NOTED - 1] = before;
     }
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    let (copied, received) = unsafe { (field::<u32>(tcp, &TCP_COPIED_SEQ), field::<u32>(tcp, &TCP_RCV_NXT)) };
+    let is_new = |socket: &Socket| {
+        reaches(copied, socket.noted_end[socket.noted_taken.wrapping_sub(1) as usize % NOTED])
+    };
+    if socket.noted_taken != 0 && !is_new(socket) {
+        // The rest of a segment.
+        return None;
+    }
+    current.lane.begin_turn(arrival_ns, now_ns);
+    forget_stale(current.place, inbound as u32);
+    // What is left of so short a read, or of any where threads share the lane, was a control record.
+    if current.shared || before.wrapping_sub(socket.start_seq) as usize <= RECORD_BYTES {
+        for back in 0..NOTED as u64 {
+            if socket.batch_start + back < socket.batch_end {
+                set.forget(socket.batch_start + back);
+            }
+        }
+    }
+    socket.start_seq = before;
     let (mut first, mut last, mut latest_ns) = (u64::MAX, 0, arrival_ns);
     for _ in 0..NOTED {
         let taken = socket.noted_taken;
-        let place = taken as usize % NOTED;
-        if taken == socket.noted || (copied_seq.wrapping_sub(socket.noted_end[place]) as i32) < 0 {
+        if taken == socket.noted || taken != 0 && !is_new(socket) {
             break;
         }
-        latest_ns = socket.noted_ns[place];
+        latest_ns = socket.noted_ns[taken as usize % NOTED];
         socket.noted_taken = taken.wrapping_add(1);
         if let Some(position) = set.push_batch(latest_ns, now_ns) {
             first = first.min(position);
             last = position + 1;
         }
     }
-    if last == 0
-        && arrival_ns != 0
-        && let Some(position) = set.push_batch(arrival_ns, now_ns)
-    {
-        (first, last) = (position, position + 1);
+    // Segments that came when too many were noted already are one.
+    if socket.noted_taken == socket.noted && is_new(socket) {
+        socket.noted_end[socket.noted.wrapping_sub(1) as usize % NOTED] = received;
+        if arrival_ns != 0
+            && let Some(position) = set.push_batch(arrival_ns, now_ns)
+        {
+            first = first.min(position);
+            last = position + 1;
+            latest_ns = arrival_ns;
+        }
     }
     socket.batch_start = first;
     socket.batch_end = last;
-    socket.turn = TURN_READING;
     current.lane.latest[inbound].note(u64::from(socket.id), latest_ns, now_ns);
     Some(())
+}
+
+/// A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget_stale(place: u32, direction: u32) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.forget_stale(direction as usize);
+    }
+    0
+}
+
+/// True if the bytes up to `copied` are more than those up to `end`.
+#[inline(always)]
+const fn reaches(copied: u32, end: u32) -> bool {
+    copied.wrapping_sub(end).cast_signed() > 0
 }
 
 /// Where threads share a lane, the last to read of a message is the likeliest to write it.

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_skc_to_tcp_sock};
-use smp_agent_abi::layout::{Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, SHARED, Socket};
+use smp_agent_abi::layout::{Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 use smp_agent_abi::names::listener_key;
 
 use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or_new};
@@ -47,7 +47,7 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
 /// Whether a socket carries several messages at once.
 #[inline(always)]
 pub fn is_multiplexed(socket: &Socket) -> bool {
-    socket.multiplexed >= MULTIPLEXED && socket.owner & SHARED == 0
+    socket.multiplexed >= MULTIPLEXED
 }
 
 /// On which side of the proxy a connection is that was not seen to begin.

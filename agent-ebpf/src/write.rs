@@ -8,16 +8,16 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, Socket,
-    TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
+    SHARED, Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
-use smp_agent_abi::pending::{BATCH, Claim};
+use smp_agent_abi::pending::{BATCH, Claim, Drained};
 use smp_agent_abi::word::Word as _;
 
 use crate::departure;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
-use crate::offsets::{SOCK_STATE, TCP_WRITE_SEQ, field};
+use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 
 // include/net/tcp_states.h
@@ -27,7 +27,9 @@ const CLOSE_WAIT: u8 = 8;
 /// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a send call is about to queue bytes. Linux 6.16 and later.
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
 pub fn write(ctx: BtfTracePointContext) -> i32 {
-    on_write(ctx.arg(0));
+    // SAFETY: a program argument.
+    let size = unsafe { field(ctx.arg(1), &MSG_COUNT) };
+    on_write(ctx.arg(0), size);
     0
 }
 
@@ -50,8 +52,9 @@ pub fn write_pages(ctx: FEntryContext) -> i32 {
 /// The first segment has usually left by then, so the departure stands for the write too.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn write_return(ctx: BtfTracePointContext) -> i32 {
-    if ctx.arg::<i32>(1) > 0 {
-        on_write(ctx.arg(0));
+    let sent: i32 = ctx.arg(1);
+    if sent > 0 {
+        on_write(ctx.arg(0), sent as usize);
     }
     0
 }
@@ -62,14 +65,19 @@ pub fn write_return(ctx: BtfTracePointContext) -> i32 {
 fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
     // SAFETY: `sk` is a program argument.
     let open = matches!(unsafe { field::<u8>(sk, &SOCK_STATE) }, ESTABLISHED | CLOSE_WAIT);
-    if open && size > 0 { on_write(sk) } else { None }
+    if open && size > 0 { on_write(sk, size) } else { None }
 }
 
 #[inline(always)]
-fn on_write(sk: *const c_void) -> Option<()> {
+fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let mut used = in_use(sk)?;
     if is_multiplexed(used.socket) {
-        return on_multiplexed(sk, used);
+        return on_multiplexed(sk, used, size);
+    }
+    if is_record(used.socket, size) != 0 {
+        used.counters.add(counter!(seen), 1);
+        used.counters.add(counter!(local), 1);
+        return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
     let turn = used.socket.turn;
@@ -112,7 +120,8 @@ fn on_write(sk: *const c_void) -> Option<()> {
             return None;
         }
     }
-    let claim = if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim)? } else { claim };
+    let claim =
+        if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim, size)? } else { claim };
     if claim.too_far {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::SearchLimit);
@@ -174,14 +183,44 @@ extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u6
     0
 }
 
+/// 1 if a write of `size` bytes is a control record: it is short, the message that was read from the same connection has
+/// not gone on yet, and nothing was read since that could be written here. An answer of the proxy's own is longer.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_record(socket: *const Socket, size: usize) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_ref() }) else { return 0 };
+    if size > RECORD_BYTES || socket.turn != TURN_READING || socket.pending_tag == 0 {
+        return 0;
+    }
+    let Some(lane) = lane::at(socket.pending_lane) else { return 0 };
+    let [requests, responses] = &lane.pending;
+    let (own, other) =
+        if socket.role == ROLE_ACCEPTED { (requests, responses) } else { (responses, requests) };
+    let Some(read_ns) = own.read_ns(socket.pending_tag) else { return 0 };
+    u32::from(other.newest_read_ns() <= read_ns)
+}
+
+/// Takes what the lane at `place` has read in a direction, for the multiplexed connection of this number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drain_for(place: u32, direction: u32, id: u32, drained: *mut Drained) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    if let (Some(lane), Some(drained)) = (lane::at(place), unsafe { drained.as_mut() }) {
+        *drained = lane.drain(direction as usize, u64::from(id) | BATCH);
+    }
+    0
+}
+
 /// The cause of a write that found nothing pending: the latest read of its lane, if that connection carries several
 /// messages at once. Else it has none.
 #[inline(always)]
-fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim) -> Option<Claim> {
+fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize) -> Option<Claim> {
     let lane = lane::at(used.socket.lane)?;
     let latest = &lane.latest[used.outbound() as usize];
     // It is owed an answer, or may be a request.
-    let expected = turn == TURN_READING || used.socket.role != ROLE_ACCEPTED;
+    let accepted = used.socket.role == ROLE_ACCEPTED;
+    let expected = accepted && turn == TURN_READING || !accepted && size > RECORD_BYTES;
     if latest.arrival_ns.load() != 0 && expected {
         let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
@@ -189,7 +228,7 @@ fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim) -> Option<Claim> {
     if expected {
         latest.starved.add(1);
     }
-    if turn == TURN_READING && used.socket.role == ROLE_ACCEPTED {
+    if accepted && turn == TURN_READING {
         used.counters.add(counter!(seen), 1);
         used.counters.add(counter!(unmatched), 1);
     } else {
@@ -203,12 +242,20 @@ fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim) -> Option<Claim> {
     None
 }
 
-/// A write to a connection that carries several messages at once: it takes all that its lane has read.
+/// A write to a connection that carries several messages at once: it takes all that its lane has read, unless it is
+/// short and follows at once on what was read from that connection.
 #[inline(always)]
-fn on_multiplexed(sk: *const c_void, used: Used<'_>) -> Option<()> {
-    let lane = lane::current(used.socket, used.tgid, used.tid)?.lane;
-    let mark = u64::from(used.socket.id) | BATCH;
-    let drained = lane.pending[used.outbound() as usize].drain(mark);
+fn on_multiplexed(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> {
+    let current = lane::current(used.socket, used.tgid, used.tid)?;
+    let lane = current.lane;
+    if size <= RECORD_BYTES
+        && !current.shared
+        && lane.has_just_read(used.inbound() as usize, u64::from(used.socket.id))
+    {
+        return None;
+    }
+    let mut drained = Drained::default();
+    drain_for(current.place, used.outbound() as u32, used.socket.id, &mut drained);
     let socket = used.socket;
     socket.turn = TURN_WRITING;
     let count = drained.singles + drained.batches;

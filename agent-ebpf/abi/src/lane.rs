@@ -19,7 +19,7 @@
 //! right too.
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, ENTRIES, Pending};
+use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 
@@ -203,6 +203,29 @@ impl<W: Word> Lane<W> {
         });
     }
 
+    /// Takes every message for a write to a multiplexed connection: see [`Pending::drain`].
+    #[inline(always)]
+    pub fn drain(&self, direction: usize, mark: u64) -> Drained {
+        self.writing.store(1);
+        self.pending[direction & 1].drain(mark)
+    }
+
+    /// Forgets what was read together with others and was not written on in the turn after: control records.
+    #[inline(always)]
+    pub fn forget_stale(&self, direction: usize) {
+        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load());
+    }
+
+    /// Whether the last thing this thread did was to read the connection of this number, in that direction, and
+    /// nothing of the other direction is left from before.
+    #[inline(always)]
+    pub fn has_just_read(&self, direction: usize, id: u64) -> bool {
+        let other = direction & 1 ^ 1;
+        self.writing.load() == 0
+            && self.latest[direction & 1].id.load() == id
+            && self.pending[other].front() >= self.turn_start[other].load()
+    }
+
     /// Takes the request that a write to the connection `upstream` carries on. `random` decides where no habit holds:
     /// any bits, different each time. `newest` is what [`Lane::newest`] says where threads share the lane, else 0.
     #[inline(always)]
@@ -316,8 +339,9 @@ impl<W: Word> Lane<W> {
         set.blur(newest)
     }
 
+    /// Says that something was read: a turn begins with it, or it belongs to the latest.
     #[inline(always)]
-    fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
+    pub fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
         if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() || self.shared.load() != 0 {
             return;
         }

@@ -161,12 +161,17 @@ pub const CLASS_AMBIGUOUS: u32 = 2;
 /// Several messages await their departure on the socket.
 pub const CLASS_DRAINED: u32 = 3;
 
-/// Arrivals of segments that a multiplexed socket remembers until they are read.
+/// Arrivals of segments that a multiplexed socket remembers; one less wait to be read.
 pub const NOTED: usize = 8;
 
-/// From here up a socket is taken to carry several messages at once, unless threads share its lane: there a write may
-/// find nothing for other reasons. So late that threads which hand over work are known by then.
-pub const MULTIPLEXED: u32 = 1024;
+/// What is no longer may be a control record between messages: two `WINDOW_UPDATE` frames (RFC 9113 6.9: 13 bytes each)
+/// in a record of TLS 1.2 with AES-GCM (RFC 5288: 29 bytes more). A `PING` has 17 bytes (6.7), an acknowledged
+/// `SETTINGS` 9 (6.5), a record of TLS 1.3 22 more than its content (RFC 8446 5.2).
+pub const RECORD_BYTES: usize = 55;
+
+/// From here up a socket is taken to carry several messages at once. Threads that hand over work let writes find
+/// nothing too, until that is known of them: after that the count starts anew.
+pub const MULTIPLEXED: u32 = 256;
 
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;
@@ -229,6 +234,8 @@ pub struct Socket {
     pub downstream: u32,
     /// First byte that was not read when last looked at; 0 when it is not known.
     pub copied_seq: u32,
+    /// First byte of what was read last: of the message, or of the segments if it is multiplexed.
+    pub start_seq: u32,
     /// Messages since it last went from one thread to another.
     pub settled: u32,
     /// How much speaks for it carrying several messages at once; from [`MULTIPLEXED`] up it is taken to.
@@ -243,6 +250,8 @@ pub struct Socket {
     pub waits: u32,
     /// How many messages await their departure together.
     pub drained_count: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// Marks the owner of a lane as a process whose threads share it. Thread ids have 22 bits (`PID_MAX_LIMIT` of the
@@ -260,7 +269,7 @@ const _: () = {
     assert!(offset_of!(UnixConnection, role) == 12);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == (13 + NOTED) * 8 + (17 + NOTED) * 4 + 4);
+    assert!(size_of::<Socket>() == (13 + NOTED) * 8 + (20 + NOTED) * 4);
     assert!(offset_of!(Socket, pending_lane) == (13 + NOTED) * 8);
 };
 

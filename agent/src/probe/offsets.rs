@@ -40,6 +40,7 @@ fields! {
     UNIX_ADDRESS = "unix_sock"."addr";
     UNIX_PEER = "unix_sock"."peer";
     WALK_OUTPUT = "bpf_iter_meta"."seq";
+    MSG_COUNT = "msghdr"."msg_iter"."count";
     SKB_SK = "sk_buff"."sk";
     SKB_CB = "sk_buff"."cb";
     SKB_LEN = "sk_buff"."len";

@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::btf::Btf;
 use super::offsets::{
-    Field, ROLE, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER, SOCK_OWNED,
-    SOCK_SHUTDOWN, SOCK_STATE, SOCK_TYPE, SOCKET_SK, TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_LAST_RECEIVED,
-    TCP_LAST_SENT, TCP_RCV_NXT, TCP_WRITE_SEQ, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT,
+    Field, MSG_COUNT, ROLE, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
+    SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, SOCK_TYPE, SOCKET_SK, TASK_PID, TASK_TGID, TCP_COPIED_SEQ,
+    TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT, TCP_WRITE_SEQ, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT,
 };
 
 use Hook::{Entry, Iterator, Tracepoint};
@@ -182,7 +182,7 @@ pub const PROGRAMS: &[Program] = &[
         name: "write",
         hook: Tracepoint("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[TCP_WRITE_SEQ], ROLE],
+        fields: &[&[MSG_COUNT, TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: "write_entry",

@@ -11,6 +11,8 @@ const NS_PER_US: f64 = 1e3;
 const BYTES_PER_MIB: f64 = 1_048_576.0;
 /// Where running text is broken.
 const COLUMNS: usize = 98;
+/// A blank at which it is not: no-break space.
+const UNBROKEN: &str = "\u{a0}";
 
 const HEADER: [&str; 9] = ["direction", "segment", "count", "mean", "p50", "p90", "p99", "p99.9", "max"];
 
@@ -98,14 +100,15 @@ fn classes(matching: &Matching) -> String {
         };
         format!("{} ({shown})", grouped(count))
     };
+    let class = |name, count| format!("{name} {}", share(count)).replace(' ', UNBROKEN);
     let mut text = format!(
-        "{} seen = exact {} + ambiguous {} + unmatched {} + lost {} + in flight {}",
+        "{} seen = {} + {} + {} + {} + {}",
         grouped(matching.seen),
-        share(matching.exact),
-        share(matching.ambiguous),
-        share(matching.unmatched),
-        share(matching.lost_total()),
-        share(matching.in_flight),
+        class("exact", matching.exact),
+        class("ambiguous", matching.ambiguous),
+        class("unmatched", matching.unmatched),
+        class("lost", matching.lost_total()),
+        class("in flight", matching.in_flight),
     );
     if !matching.lost.is_empty() {
         let reasons: Vec<_> =
@@ -175,7 +178,7 @@ fn line(out: &mut String, text: &str) {
     out.push('\n');
 }
 
-/// `text` after `start`, broken at blanks, continued under its beginning.
+/// `text` after `start`, broken at blanks but not at [`UNBROKEN`] ones, continued under its beginning.
 fn paragraph(out: &mut String, start: &str, text: &str) {
     let indent = " ".repeat(start.len());
     let mut current = start.to_owned();
@@ -187,7 +190,7 @@ fn paragraph(out: &mut String, start: &str, text: &str) {
         } else if begun {
             current.push(' ');
         }
-        current.push_str(word);
+        current.push_str(&word.replace(UNBROKEN, " "));
     }
     line(out, &current);
 }
@@ -205,9 +208,9 @@ envoy (pid 4242, /usr/bin/envoy), latencies in us
  direction  segment  count  mean   p50   p90   p99  p99.9    max
  request    hop      1,000   501   502   901   991    999  1,000
             queue    1,000  50.0  50.2  90.1  99.3    100    100
-  messages: 1,004 seen = exact 990 (98.61 %) + ambiguous 10 (1.00 %) + unmatched 1 (0.10 %) + lost
-            2 (0.20 %) + in flight 1 (0.10 %); lost by reason: set_full 2; answered by the proxy
-            itself: 7
+  messages: 1,004 seen = exact 990 (98.61 %) + ambiguous 10 (1.00 %) + unmatched 1 (0.10 %) +
+            lost 2 (0.20 %) + in flight 1 (0.10 %); lost by reason: set_full 2; answered by the
+            proxy itself: 7
 
 nginx (pid 77, /usr/bin/nginx), latencies in us
   no latency: it saw no message: check that the load goes through it, over TCP, and lasts as long
@@ -250,7 +253,7 @@ measuring cost: BPF 1.80 us and 18.0 runs per crossing (100 ns a run); agent CPU
     #[test]
     fn few_are_not_none() {
         let matching = Matching { seen: 1_000_000, exact: 999_999, unmatched: 1, ..Matching::default() };
-        let text = classes(&matching);
+        let text = classes(&matching).replace(UNBROKEN, " ");
         assert!(text.contains("exact 999,999 (99.99 %)") && text.contains("unmatched 1 (0.01 %)"), "{text}");
         assert!(text.contains("lost 0 (0 %)"), "{text}");
     }

@@ -21,6 +21,22 @@ impl FromIterator<u64> for Latencies {
 }
 
 impl Latencies {
+    /// Of messages that came in and went out at these times, ns, where they were seen.
+    pub(super) fn of(times: impl Iterator<Item = [Option<u64>; 2]>) -> Self {
+        let (mut one_sided, mut backwards) = (0, 0);
+        let latencies_ns = times.filter_map(|time| {
+            let [Some(in_ns), Some(out_ns)] = time else {
+                one_sided += 1;
+                return None;
+            };
+            let latency_ns = out_ns.checked_sub(in_ns);
+            backwards += u64::from(latency_ns.is_none());
+            latency_ns
+        });
+        let latencies: Self = latencies_ns.collect();
+        Self { one_sided, backwards, ..latencies }
+    }
+
     /// Messages seen on both sides.
     pub fn count(&self) -> u64 {
         self.sorted_ns.len() as u64

@@ -219,29 +219,29 @@ impl Wire {
 
     /// The latencies of one direction: first byte out less first byte in.
     pub fn latencies(&self, direction: Direction) -> Latencies {
+        Latencies::of(self.times(direction))
+    }
+
+    /// The latencies of one direction by bursts: what came in one packet and left in one packet counts once, however
+    /// many messages it was. Where several messages are under way on a connection, nothing but their contents tells
+    /// how many there were.
+    pub fn bursts(&self, direction: Direction) -> Latencies {
+        let mut times: Vec<_> = self.times(direction).collect();
+        times.sort_unstable();
+        times.dedup();
+        Latencies::of(times.into_iter())
+    }
+
+    /// When each message of one direction came in and went out, ns.
+    fn times(&self, direction: Direction) -> impl Iterator<Item = [Option<u64>; 2]> {
         let messages = match direction {
             Direction::Request => &self.requests,
             Direction::Response => &self.responses,
         };
-        let (mut latencies_ns, mut one_sided, mut backwards) = (Vec::with_capacity(messages.len()), 0, 0);
-        for crossing in messages.values() {
-            let (Some(downstream_ns), Some(upstream_ns)) = (crossing.downstream_ns, crossing.upstream_ns)
-            else {
-                one_sided += 1;
-                continue;
-            };
-            let (in_ns, out_ns) = match direction {
-                Direction::Request => (downstream_ns, upstream_ns),
-                Direction::Response => (upstream_ns, downstream_ns),
-            };
-            match out_ns.checked_sub(in_ns) {
-                Some(latency_ns) => latencies_ns.push(latency_ns),
-                None => backwards += 1,
-            }
-        }
-        let mut latencies: Latencies = latencies_ns.into_iter().collect();
-        (latencies.one_sided, latencies.backwards) = (one_sided, backwards);
-        latencies
+        messages.values().map(move |crossing| match direction {
+            Direction::Request => [crossing.downstream_ns, crossing.upstream_ns],
+            Direction::Response => [crossing.upstream_ns, crossing.downstream_ns],
+        })
     }
 }
 

@@ -101,6 +101,17 @@ mod starts {
     }
 
     #[test]
+    fn what_comes_and_goes_in_the_same_packets_is_one_burst() {
+        let mut wire = Wire::new(Protocol::H1Pipelined);
+        wire.see_packet(Downstream, Request, 100, &joined(&[request(1), request(2), request(3)]));
+        wire.see_packet(Upstream, Request, 300, &joined(&[request(1), request(2)]));
+        let place = joined(&[request(1), request(2)]).len();
+        wire.see_bytes(Upstream, Request, 400, place, &request(3));
+        assert_eq!(wire.latencies(Request), of([200, 200, 300]));
+        assert_eq!(wire.bursts(Request), of([200, 300]));
+    }
+
+    #[test]
     fn the_first_packet_counts_and_a_retransmission_is_counted() {
         let mut wire = Wire::new(Protocol::H1);
         wire.see_packet(Downstream, Request, 100, &request(1));

@@ -52,7 +52,7 @@ pub struct Measured {
     pub load: Tally,
     /// What each proxy does to each direction.
     pub paths: Vec<Path>,
-    /// Messages on the wire, over all of them.
+    /// Messages on the wire, over all of them; bursts where the protocol multiplexes.
     pub wire: u64,
     /// The agent's classes, where it was run.
     pub matching: Option<Matching>,
@@ -130,7 +130,13 @@ impl Programs {
         let proxies: Vec<_> = proxies
             .iter()
             .map(|proxy| {
-                Ok((proxy.end, proxy.pid, valid(&proxy.wire, &load).with_context(|| name(cell, proxy.end))?))
+                let messages = valid(&proxy.wire, &load).with_context(|| name(cell, proxy.end))?;
+                let judged = if cell.protocol.multiplexes() {
+                    Direction::ALL.map(|direction| proxy.wire.bursts(direction))
+                } else {
+                    messages
+                };
+                Ok((proxy.end, proxy.pid, judged))
             })
             .collect::<Result<_>>()?;
         let document = self.agent.as_ref().map(|_| document(&dir)).transpose()?;
@@ -283,12 +289,15 @@ impl Measured {
         gate: Gate,
     ) -> Self {
         let wire = proxies.iter().flat_map(|(_, _, latencies)| latencies).map(Latencies::count).sum();
-        let mut failures = document.as_ref().map_or_else(Vec::new, |it| it.matching.failures(wire));
+        let bounds = document.as_ref().map(|it| gate.bounds(protocol, &it.matching));
+        let mut failures = Vec::new();
+        if let (Some(document), Some(bounds)) = (&document, bounds) {
+            failures.extend(document.matching.failures(wire, bounds));
+        }
         let mut paths = Vec::new();
         for (end, pid, latencies) in proxies {
             for (direction, wire) in Direction::ALL.into_iter().zip(latencies) {
-                let comparisons = if let Some(document) = &document {
-                    let bounds = gate.bounds(protocol, &document.matching);
+                let comparisons = if let (Some(document), Some(bounds)) = (&document, bounds) {
                     let (comparisons, wrong) = document.compare(*pid, direction, wire, bounds);
                     failures.extend(wrong);
                     comparisons

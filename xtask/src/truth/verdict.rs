@@ -8,43 +8,54 @@ use serde::{Deserialize, Serialize};
 
 /// A number this near to the packets' is right whatever its bound is, ns.
 const BUDGET_NS: f64 = 2_000.0;
-/// Exact and ambiguous messages together, of those seen, at least.
-const MATCHED_SHARE: f64 = 0.999;
+/// Messages that are neither exact nor ambiguous, of those seen, at most.
+const UNMATCHED_SHARE: f64 = 0.001;
 /// Ambiguous messages, of those matched, from which on a protocol that multiplexes has bounds of its own.
 const AMBIGUOUS_SHARE: f64 = 0.9;
 
 /// The statistics, in the order of every table.
 const STATS: [&str; 5] = ["mean", "p50", "p90", "p99", "p99.9"];
 
-/// How far each of [`STATS`] may be from the packets', as a share of it; nothing where it is not judged.
+/// How far the agent may be from the packets.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bounds([Option<f64>; 5]);
+pub struct Bounds {
+    /// Each of [`STATS`], as a share of it; nothing where it is not judged.
+    stats: [Option<f64>; 5],
+    /// How many there are, as a share of that.
+    count: f64,
+}
 
 impl Bounds {
     /// Where messages come one at a time, so that it can be told which write carries on which read.
-    const BUDGET: Self = Self([Some(0.01); 5]);
+    const BUDGET: Self = Self { stats: [Some(0.01); 5], count: UNMATCHED_SHARE };
     /// Where several messages are under way on a connection, which only their contents tell apart.
-    const MULTIPLEXED: Self = Self([Some(0.10), Some(0.15), Some(0.15), Some(0.15), Some(0.30)]);
+    const MULTIPLEXED: Self =
+        Self { stats: [Some(0.10), Some(0.15), Some(0.15), Some(0.15), Some(0.30)], count: 0.10 };
     /// For a few seconds on a machine that does other things too: percentiles of few messages vary by themselves.
-    const SHORT: Self = Self([Some(0.01), Some(0.03), Some(0.03), Some(0.03), None]);
+    const SHORT: Self =
+        Self { stats: [Some(0.01), Some(0.03), Some(0.03), Some(0.03), None], count: UNMATCHED_SHARE };
+    /// Nothing is judged.
+    const NONE: Self = Self { stats: [None; 5], count: f64::INFINITY };
 }
 
 /// What the table's "within" and "worst" mean.
 pub fn bounds_in_words() -> String {
-    let Bounds(shares) = Bounds::MULTIPLEXED;
+    let Bounds { stats, count } = Bounds::MULTIPLEXED;
     let multiplexed: Vec<_> = STATS
         .iter()
-        .zip(shares)
+        .zip(stats)
         .filter_map(|(stat, share)| Some(format!("{stat} {:.0} %", share? * 100.0)))
         .collect();
-    let [budget, ..] = Bounds::BUDGET.0.map(|share| share.unwrap_or_default() * 100.0);
+    let [budget, ..] = Bounds::BUDGET.stats.map(|share| share.unwrap_or_default() * 100.0);
     format!(
         "Within: every number as near to the packets' as {} us or {budget} %, whichever is more; where a protocol has \
-         several messages under way on a connection and {:.0} % of them are ambiguous, as {}. Worst: the number that \
-         uses most of its bound.",
+         several messages under way on a connection and {:.0} % of them are ambiguous, as {}, each of bursts (what came \
+         in one packet and left in one), of which as many were seen as were on the wire but for {:.0} %. Worst: the \
+         number that uses most of its bound.",
         BUDGET_NS / 1e3,
         AMBIGUOUS_SHARE * 100.0,
-        multiplexed.join(", ")
+        multiplexed.join(", "),
+        count * 100.0
     )
 }
 
@@ -155,16 +166,16 @@ impl Matching {
     }
 
     /// Everything that is wrong with the classes, given how many messages were on the wire.
-    pub fn failures(&self, wire: u64) -> Vec<String> {
+    pub fn failures(&self, wire: u64, bounds: Bounds) -> Vec<String> {
         let sum = self.matched() + self.causeless() + self.in_flight;
         let mut failures = Vec::new();
         if sum != self.seen {
             failures.push(format!("the classes sum to {sum}, not to the {} messages seen", self.seen));
         }
-        if self.seen.abs_diff(wire) as f64 > (1.0 - MATCHED_SHARE) * wire as f64 {
+        if self.seen.abs_diff(wire) as f64 > bounds.count * wire as f64 {
             failures.push(format!("the agent saw {} messages, the wire had {wire}", self.seen));
         }
-        if (self.matched() as f64) < MATCHED_SHARE * self.seen as f64 {
+        if ((self.seen - self.matched()) as f64) > UNMATCHED_SHARE * self.seen as f64 {
             failures.push(format!(
                 "only {} of {} messages are matched: {} unmatched, lost {:?}, {} in flight",
                 self.matched(),
@@ -196,7 +207,7 @@ impl Document {
             ref several => (None, vec![format!("the agent has {} hops for {name}s", several.len())]),
         };
         if let Some(hop) = hop
-            && (hop.count.abs_diff(wire.count()) as f64) > (1.0 - MATCHED_SHARE) * wire.count() as f64
+            && (hop.count.abs_diff(wire.count()) as f64) > bounds.count * wire.count() as f64
         {
             failures.push(format!("the agent has {} {name}s, the wire {}", hop.count, wire.count()));
         }
@@ -206,7 +217,7 @@ impl Document {
 
 /// What the packets alone say, where no agent was run.
 pub fn wire_only(wire: &Latencies) -> Vec<Comparison> {
-    comparisons(wire, None, Bounds([None; 5]))
+    comparisons(wire, None, Bounds::NONE)
 }
 
 fn comparisons(wire: &Latencies, hop: Option<&Hop>, bounds: Bounds) -> Vec<Comparison> {
@@ -216,7 +227,7 @@ fn comparisons(wire: &Latencies, hop: Option<&Hop>, bounds: Bounds) -> Vec<Compa
     let agent_ns = hop.map(|hop| [hop.mean, hop.p50, hop.p90, hop.p99, hop.p999]);
     let compare = |place: usize| {
         let (wire_ns, agent_ns) = (wire_ns[place]?, agent_ns.map(|agent_ns| agent_ns[place]));
-        let bound_ns = bounds.0[place].map(|share| BUDGET_NS.max(wire_ns * share));
+        let bound_ns = bounds.stats[place].map(|share| BUDGET_NS.max(wire_ns * share));
         let within = agent_ns.is_some_and(|ns| bound_ns.is_none_or(|bound| (ns - wire_ns).abs() <= bound));
         Some(Comparison {
             stat: STATS[place],
@@ -293,11 +304,14 @@ mod tests {
     #[test]
     fn classes_must_sum_up_and_hold_all_messages() {
         let whole = Matching { seen: 10_000, exact: 9_000, ambiguous: 1_000, ..Matching::default() };
-        assert_eq!(whole.failures(10_000), Vec::<String>::new());
-        assert_eq!(whole.failures(10_010), Vec::<String>::new());
-        assert_eq!(whole.failures(10_011).len(), 1);
+        assert_eq!(whole.failures(10_000, Bounds::BUDGET), Vec::<String>::new());
+        assert_eq!(whole.failures(10_010, Bounds::BUDGET), Vec::<String>::new());
+        assert_eq!(whole.failures(10_011, Bounds::BUDGET).len(), 1);
         let torn = Matching { seen: 10_000, exact: 9_999, ..Matching::default() };
-        assert_eq!(torn.failures(10_000), ["the classes sum to 9999, not to the 10000 messages seen"]);
-        assert_eq!(document(HOP).matching.failures(10).len(), 1);
+        assert_eq!(
+            torn.failures(10_000, Bounds::BUDGET),
+            ["the classes sum to 9999, not to the 10000 messages seen"]
+        );
+        assert_eq!(document(HOP).matching.failures(10, Bounds::BUDGET).len(), 1);
     }
 }
