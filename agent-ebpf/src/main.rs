@@ -22,6 +22,10 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod offsets;
 #[cfg(target_arch = "bpf")]
+mod opening;
+#[cfg(target_arch = "bpf")]
+mod own;
+#[cfg(target_arch = "bpf")]
 mod process;
 #[cfg(target_arch = "bpf")]
 mod read;

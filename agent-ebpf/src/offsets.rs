@@ -19,6 +19,10 @@ macro_rules! offsets {
 offsets! {
     /// `sock.__sk_common.skc_num`: local port, host order, u16.
     SOCK_NUM;
+    /// `sock.__sk_common.skc_dport`: remote port, network order, u16.
+    SOCK_DPORT;
+    /// `sock.__sk_common.skc_v6_daddr`: remote address, an IPv4 address mapped into IPv6, 16 bytes.
+    SOCK_V6_DADDR;
     /// `sock.__sk_common.skc_net.net`: pointer to the network namespace.
     SOCK_NET;
     /// `sock.__sk_common.skc_state`: state of the connection, u8.
@@ -40,6 +44,8 @@ offsets! {
     TCP_RCV_NXT;
     /// `tcp_sock.write_seq`: first byte not written by user space, u32.
     TCP_WRITE_SEQ;
+    /// `msghdr.msg_iter.count`: bytes that a send call is still to queue, usize.
+    MSG_COUNT;
     /// `tcp_sock.lsndtime`: when bytes were last sent, u32 jiffies.
     TCP_LAST_SENT;
     /// `tcp_sock.inet_conn.icsk_ack.lrcvtime`: when bytes were last received, u32 jiffies.
@@ -52,8 +58,6 @@ offsets! {
     UNIX_PEER;
     /// `bpf_iter_meta.seq`: pointer to what the reader of a walk gets.
     WALK_OUTPUT;
-    /// `msghdr.msg_iter.count`: bytes that a send call is still to queue, usize.
-    MSG_COUNT;
     /// `sk_buff.sk`: pointer to the socket.
     SKB_SK;
     /// `sk_buff.cb`: what the layer that has the packet keeps in it.

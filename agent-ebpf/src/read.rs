@@ -6,14 +6,15 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Loss, MULTIPLEXED, NOTED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
-    TURN_READING, TURN_UNKNOWN,
+    Loss, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    TURN_OWN, TURN_READING, TURN_UNKNOWN,
 };
+use smp_agent_abi::word::Word as _;
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
-use crate::{departure, lane};
+use crate::{departure, lane, opening};
 
 /// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
@@ -45,7 +46,7 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     }
     let used = in_use(sk)?;
     let tcp = tcp(sk)?;
-    let (before, copied_seq) = note_copied(tcp, used.socket);
+    let (before, copied_seq) = note_copied(tcp, used.socket)?;
     let taken = copied_seq.wrapping_sub(before);
     // A peek takes nothing.
     if taken == 0 || taken == 1 && is_end(sk, tcp, copied_seq) {
@@ -54,13 +55,26 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     on_read(tcp, used, before)
 }
 
-/// How far the socket was read before, and how far it is now.
+/// How far the socket was read before, and how far it is now. `None` where there was nothing but the end announced: its
+/// parts are read one by one, and what is not noted as read is whole when the next one is.
 #[inline(always)]
-fn note_copied(tcp: *const c_void, socket: &mut Socket) -> (u32, u32) {
+fn note_copied(tcp: *const c_void, socket: &mut Socket) -> Option<(u32, u32)> {
     let before = socket.copied_seq;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    socket.copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
-    (before, socket.copied_seq)
+    let (copied, received, shutdown) = unsafe {
+        (
+            field::<u32>(tcp, &TCP_COPIED_SEQ),
+            field::<u32>(tcp, &TCP_RCV_NXT),
+            field::<u8>(tcp, &SOCK_SHUTDOWN),
+        )
+    };
+    // The end of the stream has a number of its own.
+    let bytes = received.wrapping_sub(before).wrapping_sub(u32::from(shutdown & RCV_SHUTDOWN));
+    if opening::is_end(socket, bytes) {
+        return None;
+    }
+    socket.copied_seq = copied;
+    Some((before, copied))
 }
 
 /// True if the byte before `copied_seq` is the end of the stream, which `splice` takes as if it were a byte.
@@ -74,7 +88,7 @@ fn is_end(sk: *const c_void, tcp: *const c_void, copied_seq: u32) -> bool {
 #[inline(always)]
 fn on_return(sk: *const c_void) -> Option<()> {
     let (tcp, used) = (tcp(sk)?, in_use(sk)?);
-    let (before, _) = note_copied(tcp, used.socket);
+    let (before, _) = note_copied(tcp, used.socket)?;
     on_read(tcp, used, before)
 }
 
@@ -87,10 +101,15 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     if is_multiplexed(used.socket) {
         return on_batch(tcp, used, before, arrival_ns, now_ns);
     }
+    if !opening::may_be_message(used.socket, now_ns) {
+        return None;
+    }
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING && !end_record(&used, before, arrival_ns) {
+        opening::read_more(&used, arrival_ns, now_ns);
         return note_reader(&used);
     }
+    let own = is_answer_to_own(&used);
     used.socket.turn = TURN_READING;
     used.socket.start_seq = before;
     used.socket.first_departure_ns = 0;
@@ -103,14 +122,21 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
-    let starved = current.lane.latest[used.inbound() as usize].note(u64::from(used.socket.id), 0, now_ns);
-    if used.socket.multiplexed < MULTIPLEXED {
-        let evidence = used.socket.multiplexed.saturating_sub(1);
-        used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
-    }
+    let latest = &current.lane.latest[used.inbound() as usize];
+    let starved = latest.note(u64::from(used.socket.id), 0, now_ns);
+    // Below `MULTIPLEXED` here, or it were a batch.
+    let weight = if latest.several.load() != 0 { OTHERS_WEIGHT } else { STARVED_WEIGHT };
+    let evidence = used.socket.multiplexed.saturating_sub(1);
+    used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * weight;
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
+    if own || socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream) {
+        used.socket.pending_tag = 0;
+        used.counters.add(counter!(local), 1);
+        opening::release_answered(current.place, used.socket.upstream, used.socket.proxy_slot);
+        return None;
+    }
     let tag = if socket.role == ROLE_ACCEPTED {
         current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
     } else {
@@ -178,6 +204,7 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
         // The rest of a segment.
         return None;
     }
+    current.lane.latest[inbound].several.store(1);
     current.lane.begin_turn(arrival_ns, now_ns);
     forget_stale(current.place, inbound as u32);
     // What is left of so short a read, or of any where threads share the lane, was a control record.
@@ -213,6 +240,8 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
             latest_ns = arrival_ns;
         }
     }
+    // Which of the requests that were written to it is answered is not known.
+    current.lane.note_answer(0);
     socket.batch_start = first;
     socket.batch_end = last;
     current.lane.latest[inbound].note(u64::from(socket.id), latest_ns, now_ns);
@@ -233,6 +262,19 @@ extern "C" fn forget_stale(place: u32, direction: u32) -> u32 {
 #[inline(always)]
 const fn reaches(copied: u32, end: u32) -> bool {
     copied.wrapping_sub(end).cast_signed() > 0
+}
+
+/// True if what is read answers a request of the proxy's own, a health check for instance: it was written for no cause,
+/// and nothing that was read before still waits, as it does within a TLS handshake. Where threads share a lane a write
+/// may find no cause for other reasons.
+#[inline(always)]
+fn is_answer_to_own(used: &Used<'_>) -> bool {
+    let socket = &used.socket;
+    if socket.role == ROLE_ACCEPTED || socket.turn != TURN_OWN || socket.owner & SHARED != 0 {
+        return false;
+    }
+    lane::at(socket.pending_lane)
+        .is_some_and(|lane| !lane.pending[used.inbound() as usize].is_live(socket.pending_tag))
 }
 
 /// Where threads share a lane, the last to read of a message is the likeliest to write it.

@@ -8,17 +8,19 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
-    SHARED, Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Loss, RECORD_BYTES, ROLE_ACCEPTED, Socket,
+    TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
+use smp_agent_abi::opening::OPENING_OVER;
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
 use smp_agent_abi::word::Word as _;
 
-use crate::departure;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
+use crate::own::{follows_own_read, is_local_reply, is_own_answer};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
+use crate::{departure, opening};
 
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
@@ -74,14 +76,17 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     if is_multiplexed(used.socket) {
         return on_multiplexed(sk, used, size);
     }
-    if is_record(used.socket, size) != 0 {
-        used.counters.add(counter!(seen), 1);
-        used.counters.add(counter!(local), 1);
+    if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, size)? {
+        return None;
+    }
+    let follows = follows_own_read(used.socket);
+    if follows != 0 && size <= RECORD_BYTES {
+        count_local(&used);
         return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
     let turn = used.socket.turn;
-    if turn == TURN_WRITING {
+    if turn == TURN_WRITING || turn == TURN_OWN && is_own_answer(used.socket) {
         return None;
     }
     used.socket.turn = TURN_WRITING;
@@ -94,7 +99,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         }
         _ => 0,
     };
-    if is_local_reply(&used, newest) {
+    if is_local_reply(&mut used, newest) {
+        used.socket.turn = TURN_OWN;
         return None;
     }
     // SAFETY: no precondition.
@@ -120,8 +126,11 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
             return None;
         }
     }
-    let claim =
-        if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim, size)? } else { claim };
+    let claim = if claim.tag == 0 && !claim.too_far {
+        from_latest(&mut used, turn, claim, size, follows)?
+    } else {
+        claim
+    };
     if claim.too_far {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::SearchLimit);
@@ -134,6 +143,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
+    opening::carries(socket, claim.arrival_ns, now_ns);
+    opening::release_answered(place, claim.upstream, socket.proxy_slot);
     socket.departing_arrival_ns = claim.arrival_ns;
     socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
@@ -141,9 +152,13 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
     socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
-        let departure_ns = socket.first_departure_ns;
-        socket.departing_write_ns = departure_ns;
-        departure::record(socket, &used.counters, departure_ns);
+        socket.departing_write_ns = socket.first_departure_ns;
+    }
+    if !claim.batch && opening::hold(socket) {
+        return Some(());
+    }
+    if departure::comes_before_write() && socket.first_departure_ns != 0 {
+        departure::record(socket, &used.counters, socket.first_departure_ns);
     }
     Some(())
 }
@@ -183,24 +198,6 @@ extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u6
     0
 }
 
-/// 1 if a write of `size` bytes is a control record: it is short, the message that was read from the same connection has
-/// not gone on yet, and nothing was read since that could be written here. An answer of the proxy's own is longer.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn is_record(socket: *const Socket, size: usize) -> u32 {
-    // SAFETY: null, or of this type: the verifier checks the callers.
-    let Some(socket) = (unsafe { socket.as_ref() }) else { return 0 };
-    if size > RECORD_BYTES || socket.turn != TURN_READING || socket.pending_tag == 0 {
-        return 0;
-    }
-    let Some(lane) = lane::at(socket.pending_lane) else { return 0 };
-    let [requests, responses] = &lane.pending;
-    let (own, other) =
-        if socket.role == ROLE_ACCEPTED { (requests, responses) } else { (responses, requests) };
-    let Some(read_ns) = own.read_ns(socket.pending_tag) else { return 0 };
-    u32::from(other.newest_read_ns() <= read_ns)
-}
-
 /// Takes what the lane at `place` has read in a direction, for the multiplexed connection of this number.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -212,15 +209,24 @@ extern "C" fn drain_for(place: u32, direction: u32, id: u32, drained: *mut Drain
     0
 }
 
-/// The cause of a write that found nothing pending: the latest read of its lane, if that connection carries several
-/// messages at once. Else it has none.
+/// The cause of a write that found nothing pending: the request whose connection seemed to be answered, or the latest
+/// read of its lane, if that connection carries several messages at once. Else it has none.
 #[inline(always)]
-fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize) -> Option<Claim> {
+fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follows: u32) -> Option<Claim> {
     let lane = lane::at(used.socket.lane)?;
+    let accepted = used.socket.role == ROLE_ACCEPTED;
+    if !accepted && follows != 0 {
+        // What was read has not gone on: the next write may be the message that it precedes.
+        used.socket.turn = turn;
+        count_local(used);
+        return None;
+    }
+    if !accepted && let Some(claim) = lane.reclaim(used.socket.upstream) {
+        return Some(claim);
+    }
     let latest = &lane.latest[used.outbound() as usize];
     // It is owed an answer, or may be a request.
-    let accepted = used.socket.role == ROLE_ACCEPTED;
-    let expected = accepted && turn == TURN_READING || !accepted && size > RECORD_BYTES;
+    let expected = if accepted { turn == TURN_READING } else { size > RECORD_BYTES };
     if latest.arrival_ns.load() != 0 && expected {
         let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
@@ -235,11 +241,17 @@ fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize) -> Opt
         // A later write of the same socket may still carry a message on.
         used.socket.turn = TURN_OWN;
         if turn != TURN_OWN {
-            used.counters.add(counter!(seen), 1);
-            used.counters.add(counter!(local), 1);
+            count_local(used);
         }
     }
     None
+}
+
+/// One message that begins and ends in the proxy.
+#[inline(always)]
+fn count_local(used: &Used<'_>) {
+    used.counters.add(counter!(seen), 1);
+    used.counters.add(counter!(local), 1);
 }
 
 /// A write to a connection that carries several messages at once: it takes all that its lane has read, unless it is
@@ -280,33 +292,6 @@ fn on_multiplexed(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> 
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
     socket.departing_class = CLASS_DRAINED;
     Some(())
-}
-
-/// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream: the
-/// request last read here still waits, and no response was read by its thread since. The request ends then.
-///
-/// A response that was read since may be the answer: where several requests wait, the order-preserving choice
-/// may have given this one's place to another. Where threads share a lane
-/// there always is one, but not always one that waits.
-#[inline(always)]
-fn is_local_reply(used: &Used<'_>, newest: u64) -> bool {
-    let tag = used.socket.pending_tag;
-    if used.socket.role != ROLE_ACCEPTED || tag == 0 {
-        return false;
-    }
-    let Some(lane) = lane::at(used.socket.pending_lane) else { return false };
-    let requests = &lane.pending[Direction::Request as usize];
-    let responses = &lane.pending[Direction::Response as usize];
-    let Some(read_ns) = requests.read_ns(tag) else { return false };
-    let shared = used.socket.owner & SHARED != 0;
-    let since = responses.newest_read_ns() > read_ns;
-    let answered = newest != 0 || since && (!shared || responses.any_live());
-    if answered || !requests.end(tag) {
-        return false;
-    }
-    used.counters.add(counter!(pending), LESS_ONE);
-    used.counters.add(counter!(local), 1);
-    true
 }
 
 /// `CLASS_NONE` is what a zeroed state says.

@@ -5,7 +5,8 @@ mod warning;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::hop::{Direction, Segment, series_index};
+use crate::histogram::Histogram;
+use crate::hop::{Direction, SERIES, Segment};
 use crate::node::Node;
 use crate::probe::Verdict;
 use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, UnixConnections, Window};
@@ -176,8 +177,11 @@ impl ProxyMatching {
 
 impl Hop {
     /// `None` without samples.
-    fn new(proxy_window: &ProxyWindow, direction: Direction, segment: Segment) -> Option<Self> {
-        let series = &proxy_window.hops[series_index(direction, segment)];
+    fn new(
+        proxy_window: &ProxyWindow,
+        (direction, segment): (Direction, Segment),
+        series: &Histogram,
+    ) -> Option<Self> {
         Some(Self {
             proxy: proxy_window.proxy.name.clone(),
             pid: proxy_window.proxy.pid,
@@ -222,9 +226,8 @@ pub(crate) fn verdict_and_reason(verdict: &Verdict) -> (&'static str, Option<&st
 }
 
 fn hops(proxy_window: &ProxyWindow) -> impl Iterator<Item = Hop> + '_ {
-    Direction::ALL.into_iter().flat_map(move |direction| {
-        Segment::ALL.into_iter().filter_map(move |segment| Hop::new(proxy_window, direction, segment))
-    })
+    let series = SERIES.into_iter().zip(&proxy_window.hops);
+    series.filter_map(|(of, series)| Hop::new(proxy_window, of, series))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use smp_agent_abi::layout::ROLE_ACCEPTED;
+use smp_agent_abi::layout::{ROLE_ACCEPTED, SERIES_PER_PROXY};
 
 use crate::histogram::Histogram;
 use crate::probe::Verdict;
@@ -107,8 +107,8 @@ pub struct ProxyWindow {
     pub matching: Matching,
     /// What it has beside TCP.
     pub unix: UnixConnections,
-    /// Its eight series, by [`series_index`](crate::hop::series_index).
-    pub hops: [Histogram; 8],
+    /// Its series, by [`series_index`](crate::hop::series_index).
+    pub hops: [Histogram; SERIES_PER_PROXY],
 }
 
 /// What happened between two snapshots: half-open, immutable.

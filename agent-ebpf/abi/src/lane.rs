@@ -19,8 +19,8 @@
 //! right too.
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending};
-use crate::upstreams::Upstreams;
+use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending, STATE_BITS};
+use crate::upstreams::{NOWHERE, Upstreams};
 use crate::word::Word;
 
 const REQUEST: usize = 0;
@@ -49,6 +49,10 @@ pub struct Lane<W> {
     /// Accepted connections whose request was read and whose response was not written yet, and opened ones whose
     /// request was written and whose response was not read yet; where threads share the lane.
     waiting_on: [W; 2],
+    /// The position behind the newest request that any response read so far may answer.
+    answered: W,
+    /// Tag of the request that seemed to be answered by the proxy itself when that was the last thing it did; else 0.
+    ended: W,
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -90,6 +94,8 @@ pub struct Latest<W> {
     pub read_ns: W,
     /// Writes that found nothing pending since this connection was read first.
     pub starved: W,
+    /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
+    pub several: W,
 }
 
 impl<W: Word> Latest<W> {
@@ -153,12 +159,58 @@ impl<W: Word> Lane<W> {
         downstream: u64,
     ) -> Option<u64> {
         self.begin_turn(arrival_ns, read_ns);
+        self.note_answer(upstream);
         let tag = self.pending[RESPONSE].push(arrival_ns, read_ns, downstream, upstream)?;
         if let Some(place) = self.upstreams.get(upstream) {
             place.response.store(tag);
             self.upstreams.give_back(upstream);
         }
         Some(tag)
+    }
+
+    /// Says that a response was read from the connection `upstream`, or from one of which nothing is known: 0.
+    #[inline(always)]
+    pub fn note_answer(&self, upstream: u64) {
+        let asked = match self.upstreams.get(upstream) {
+            Some(place) => {
+                let asked = place.asked.load();
+                place.asked.store(0);
+                asked
+            }
+            None => self.pending[REQUEST].tail.load(),
+        };
+        if asked != NOWHERE && asked > self.answered.load() {
+            self.answered.store(asked);
+        }
+    }
+
+    /// Whether the response that is just read from the connection `upstream` goes nowhere: whoever asked for it has
+    /// gone. It is not to be pushed then.
+    #[inline(always)]
+    pub fn goes_nowhere(&self, upstream: u64) -> bool {
+        let Some(place) = self.upstreams.get(upstream) else { return false };
+        if place.asked.load() != NOWHERE {
+            return false;
+        }
+        place.asked.store(0);
+        self.upstreams.give_back(upstream);
+        true
+    }
+
+    /// Says that the connection has closed on which the request of this tag was read, and that no response to it was
+    /// written. Returns how many responses that wait end by that: 1 or 0. Any CPU may do this.
+    #[inline(always)]
+    pub fn leave(&self, request: u64) -> u64 {
+        let Some(entry) = self.pending[REQUEST].remembered(request) else { return 0 };
+        let Some(place) = self.upstreams.get(entry.upstream.load()) else { return 0 };
+        if place.carries.load() != request {
+            return 0;
+        }
+        if place.asked.load() != 0 {
+            place.asked.store(NOWHERE);
+            return 0;
+        }
+        u64::from(self.pending[RESPONSE].end(place.response.load()))
     }
 
     /// A new connection: for the oldest request for which none was free. Returns its name.
@@ -203,6 +255,12 @@ impl<W: Word> Lane<W> {
         });
     }
 
+    /// The name of the connection that the request of this tag was written to; 0 if it was not.
+    #[inline(always)]
+    pub fn carrier(&self, request: u64) -> u64 {
+        self.pending[REQUEST].remembered(request).map_or(0, |entry| entry.upstream.load())
+    }
+
     /// Takes every message for a write to a multiplexed connection: see [`Pending::drain`].
     #[inline(always)]
     pub fn drain(&self, direction: usize, mark: u64) -> Drained {
@@ -244,9 +302,33 @@ impl<W: Word> Lane<W> {
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
         if claim.tag != 0 {
-            set.of(claim.tag).upstream.store(upstream);
+            self.note_asked(claim.tag, upstream, turn.end);
         }
         Claim { downstream: next_downstream, ..claim }
+    }
+
+    /// Says that the request of this tag was written to the connection `upstream`; `turn_end` is the position behind its
+    /// turn.
+    #[inline(always)]
+    fn note_asked(&self, request: u64, upstream: u64, turn_end: u64) {
+        self.pending[REQUEST].of(request).upstream.store(upstream);
+        if let Some(place) = self.upstreams.get(upstream) {
+            place.carries.store(request);
+            place.asked.store(turn_end.max((request >> STATE_BITS) + 1));
+        }
+    }
+
+    /// Takes the request that seemed to be answered by the proxy itself, for a write to the connection `upstream` that
+    /// finds no other: what was written before was a control record, not an answer. `None` if there is none, or something
+    /// was read since.
+    #[inline(always)]
+    pub fn reclaim(&self, upstream: u64) -> Option<Claim> {
+        let request = self.ended.load();
+        self.ended.store(0);
+        let entry = self.pending[REQUEST].remembered(request)?;
+        self.note_asked(request, upstream, 0);
+        let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
+        Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
     }
 
     /// Takes the response that a write to the connection `downstream` carries on. `request` is the tag of what was
@@ -289,6 +371,49 @@ impl<W: Word> Lane<W> {
         let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
         let claim = Self::take(set, choice, turn, now_ns);
         Claim { downstream: next_downstream, ..claim }
+    }
+
+    /// Whether a write to an accepted connection is the proxy's own answer and no response from upstream. `request` is
+    /// the tag of what was read there last, `downstream` the number of the connection, `usual` the name of the one that
+    /// brought the last response to it, `newest` as for a claim. Returns how many requests end by that, 1 or 0; `None`
+    /// where it may be a response.
+    ///
+    /// It may be one if a response was read from a connection that was written to for the turn of the request: where
+    /// several requests wait, another one may have been taken for this.
+    #[inline(always)]
+    pub fn end_answered(&self, request: u64, downstream: u64, usual: u64, newest: u64) -> Option<u64> {
+        let [requests, responses] = &self.pending;
+        let entry = requests.remembered(request)?;
+        let live = requests.is_live(request);
+        if self.shared.load() != 0 {
+            let since = responses.newest_read_ns() > entry.read_ns.load();
+            let may_be_response = newest != 0 || since && responses.any_live();
+            return (live && !may_be_response && requests.end(request)).then_some(1);
+        }
+        if request >> STATE_BITS < self.answered.load() || self.has_response_for(downstream, usual) {
+            return None;
+        }
+        if live {
+            self.ended.store(request);
+            return requests.end(request).then_some(1);
+        }
+        // It was taken for one whose connection has not brought a response yet: that one was left in its place.
+        let place = self.upstreams.get(entry.upstream.load())?;
+        if place.carries.load() != request || place.asked.load() == 0 {
+            return None;
+        }
+        Some(u64::from(requests.end_oldest(place.asked.load())))
+    }
+
+    /// Whether a response waits that came on this connection after a request of that downstream one was written to it:
+    /// where both ends of a stream speak at any time, it may have been read before the latest request.
+    #[inline(always)]
+    fn has_response_for(&self, downstream: u64, usual: u64) -> bool {
+        self.upstreams.get(usual).is_some_and(|place| {
+            let carried = self.pending[REQUEST].remembered(place.carries.load());
+            carried.is_some_and(|request| request.downstream.load() == downstream)
+                && self.pending[RESPONSE].is_live(place.response.load())
+        })
     }
 
     /// Makes it one that all threads of a process share.
@@ -342,6 +467,7 @@ impl<W: Word> Lane<W> {
     /// Says that something was read: a turn begins with it, or it belongs to the latest.
     #[inline(always)]
     pub fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
+        self.ended.store(0);
         if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() || self.shared.load() != 0 {
             return;
         }
@@ -454,6 +580,8 @@ impl<W: Word> Lane<W> {
     pub fn clear(&self) -> u64 {
         self.order.iter().for_each(Order::clear);
         self.upstreams.clear();
+        self.ended.store(0);
+        self.latest.iter().for_each(|latest| latest.several.store(0));
         self.shared.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));
         self.pending[REQUEST].clear() + self.pending[RESPONSE].clear()

@@ -2,8 +2,8 @@
 
 use crate::bucket::BUCKETS;
 
-/// Latency series of one proxy: two directions by four segments, in the order of [`series`].
-pub const SERIES_PER_PROXY: usize = 8;
+/// Latency series of one proxy: five segments of requests, then four of responses, in the order of [`series`].
+pub const SERIES_PER_PROXY: usize = 9;
 
 /// Which way a message crosses the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +27,15 @@ pub enum Segment {
     Proxy = 2,
     /// departure - write.
     Egress = 3,
+    /// Of requests only, once for each opened connection that carries one: from the proxy's connect call to the write
+    /// of the first request on it, TCP and TLS handshake included.
+    Connect = 4,
 }
 
-/// Place of a series in the `SERIES` map.
+/// Place of a series in the `SERIES` map. There is none of [`Segment::Connect`] of responses.
 #[inline(always)]
 pub const fn series(proxy_slot: u32, direction: Direction, segment: Segment) -> u32 {
-    proxy_slot * SERIES_PER_PROXY as u32 + direction as u32 * 4 + segment as u32
+    proxy_slot * SERIES_PER_PROXY as u32 + direction as u32 * 5 + segment as u32
 }
 
 /// One latency distribution: counts that only grow, and what is kept exactly beside them.
@@ -161,6 +164,9 @@ pub const CLASS_AMBIGUOUS: u32 = 2;
 /// Several messages await their departure on the socket.
 pub const CLASS_DRAINED: u32 = 3;
 
+/// What awaits its departure on the socket is held until it is clear whether it was a message.
+pub const CLASS_HELD: u32 = 4;
+
 /// Arrivals of segments that a multiplexed socket remembers; one less wait to be read.
 pub const NOTED: usize = 8;
 
@@ -176,6 +182,21 @@ pub const MULTIPLEXED: u32 = 256;
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;
 
+/// The same where another connection of its side is known to carry several messages at once.
+pub const OTHERS_WEIGHT: u32 = 64;
+
+/// Where connections of one proxy lead. Key of the map `HANDSHAKES`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Destination {
+    /// IPv6 address in network order, or an IPv4 address mapped into one.
+    pub address: [u64; 2],
+    /// TCP port in network order.
+    pub port: u32,
+    /// Slot of the proxy.
+    pub proxy_slot: u32,
+}
+
 /// State of one proxy socket, in the kernel only. All zero is a valid start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -184,9 +205,15 @@ pub struct Socket {
     pub arrival_ns: u64,
     /// When bytes last became ready.
     pub ready_ns: u64,
-    /// When the connection was accepted by the kernel; 0 if it was there before. Bytes that came with the end of
-    /// the handshake arrived then.
+    /// When the connection was established, for an opened one with the handshake that its destination is known for; 0
+    /// if it was there before. Bytes that came to an accepted one with the end of TCP's handshake arrived then.
     pub established_ns: u64,
+    /// Of an opened connection whose opening was not recorded yet: when the proxy began to connect; 0 else.
+    pub connecting_ns: u64,
+    /// ... when its first request was written, if it is not clear yet that it was one.
+    pub connected_ns: u64,
+    /// Where an opened connection leads.
+    pub destination: Destination,
     /// The crossing that awaits its departure: when its message arrived (0: not seen).
     pub departing_arrival_ns: u64,
     /// ... when the proxy read it.
@@ -220,6 +247,10 @@ pub struct Socket {
     pub role: u32,
     /// `TURN_*`.
     pub turn: u32,
+    /// `OPENING_*` of [`opening`](crate::opening).
+    pub opening: u32,
+    /// While the opening is being learned: sequence numbers of the first and the second write, and of the first byte read.
+    pub opening_seq: [u32; 3],
     /// Slot of the proxy, or [`NO_PROXY`].
     pub proxy_slot: u32,
     /// Process that last used the socket; 0 before the first use.
@@ -269,8 +300,9 @@ const _: () = {
     assert!(offset_of!(UnixConnection, role) == 12);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == (13 + NOTED) * 8 + (20 + NOTED) * 4);
-    assert!(offset_of!(Socket, pending_lane) == (13 + NOTED) * 8);
+    assert!(size_of::<Destination>() == 24);
+    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (24 + NOTED) * 4);
+    assert!(offset_of!(Socket, pending_lane) == (18 + NOTED) * 8);
 };
 
 #[cfg(feature = "user")]

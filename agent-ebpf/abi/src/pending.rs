@@ -36,7 +36,7 @@ pub const BATCH: u64 = 1 << 63;
 /// How many messages one write of a multiplexed connection may carry on.
 pub const DRAIN: usize = 16;
 
-const STATE_BITS: u32 = 2;
+pub(crate) const STATE_BITS: u32 = 2;
 const LIVE: u64 = 1;
 const ORPHAN: u64 = 2;
 const CLAIMED: u64 = 3;
@@ -243,7 +243,7 @@ impl<W: Word> Pending<W> {
 
     /// Whether the message of this tag is live.
     #[inline(always)]
-    pub(crate) fn is_live(&self, pushed_tag: u64) -> bool {
+    pub fn is_live(&self, pushed_tag: u64) -> bool {
         pushed_tag != 0 && self.of(pushed_tag).tag.load() == pushed_tag
     }
 
@@ -374,6 +374,26 @@ impl<W: Word> Pending<W> {
         ended
     }
 
+    /// Ends the oldest message, if it stands before `end` and at most [`TAKE_STEPS`] ended ones before it. Whether it
+    /// did.
+    #[inline(always)]
+    pub(crate) fn end_oldest(&self, end: u64) -> bool {
+        let mut position = self.clear_front();
+        for _ in 0..TAKE_STEPS {
+            if position < end && self.end(tag(position, LIVE)) {
+                return true;
+            }
+            position += 1;
+        }
+        false
+    }
+
+    /// Whether a request was written to a connection; true of one that is not remembered.
+    #[inline(always)]
+    pub fn went_on(&self, pushed_tag: u64) -> bool {
+        self.remembered(pushed_tag).is_none_or(|entry| entry.upstream.load() != 0)
+    }
+
     /// When a message was read that is still live.
     #[inline(always)]
     pub fn read_ns(&self, pushed_tag: u64) -> Option<u64> {
@@ -381,6 +401,16 @@ impl<W: Word> Pending<W> {
         let entry = self.entry(position);
         (position >= self.head.load() && entry.tag.load() == tag(position, LIVE))
             .then(|| entry.read_ns.load())
+    }
+
+    /// Says that a message begins later than it was thought to, if it waits.
+    #[inline(always)]
+    pub fn restamp(&self, pushed_tag: u64, arrival_ns: u64, read_ns: u64) {
+        if self.read_ns(pushed_tag).is_some() {
+            let entry = self.of(pushed_tag);
+            entry.arrival_ns.store(arrival_ns);
+            entry.read_ns.store(read_ns);
+        }
     }
 
     /// Whether a message waits.

@@ -1,13 +1,15 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use smp_agent_abi::layout::SERIES_PER_PROXY;
 
 use super::*;
 use crate::histogram::Histogram;
+use crate::hop::series_index;
 
 /// One Envoy with 1,000 request crossings of 1 to 1,000 us and an idle nginx, in a window of 2 s.
 pub(crate) fn window() -> Window {
-    let mut hops: [Histogram; 8] = Default::default();
+    let mut hops: [Histogram; SERIES_PER_PROXY] = Default::default();
     for us in 1..=1_000 {
         hops[series_index(Direction::Request, Segment::Hop)].record(us * 1_000);
         hops[series_index(Direction::Request, Segment::Queue)].record(us * 100);

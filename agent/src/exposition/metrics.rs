@@ -11,7 +11,7 @@ use prometheus_client::registry::Unit;
 use super::Latest;
 use crate::document::verdict_and_reason;
 use crate::histogram::Histogram;
-use crate::hop::{Direction, Segment, series_index};
+use crate::hop::SERIES;
 use crate::window::{ProgramRun, ProxyWindow, Snapshot, UnixConnections};
 
 /// Upper bounds of the buckets, ns: 1-2-5 from 10 us to 10 s. A value within 0.79 % above one may count below it.
@@ -109,21 +109,17 @@ impl Page<'_> {
     }
 
     fn hops(&mut self, proxies: &[Labelled<'_>]) -> Result<(), Error> {
-        let help = "Time a message spent in a proxy or in one segment of it";
+        let help = "Time a message spent in a proxy or in one segment of it, or (connect) its upstream connection took to open";
         let mut family = self.family("smp_hop_latency", Some(&Unit::Seconds), MetricType::Histogram, help)?;
         for proxy in proxies {
-            for direction in Direction::ALL {
-                for segment in Segment::ALL {
-                    let series = &proxy.window.hops[series_index(direction, segment)];
-                    let labels =
-                        proxy.with([("direction", direction.as_str()), ("segment", segment.as_str())]);
-                    family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
-                        series.sum_ns() as f64 / NS_PER_SECOND,
-                        series.count(),
-                        &buckets(series),
-                        None,
-                    )?;
-                }
+            for ((direction, segment), series) in SERIES.into_iter().zip(&proxy.window.hops) {
+                let labels = proxy.with([("direction", direction.as_str()), ("segment", segment.as_str())]);
+                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                    series.sum_ns() as f64 / NS_PER_SECOND,
+                    series.count(),
+                    &buckets(series),
+                    None,
+                )?;
             }
         }
         Ok(())

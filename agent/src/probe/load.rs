@@ -23,6 +23,9 @@ pub(super) const THREADS_PER_PROXY: u32 = 4;
 const SHARING_THREADS_PER_PROXY: u32 = 64;
 /// Processes that belong to proxies, per proxy, on average: workers are processes for some.
 const PROCESSES_PER_PROXY: u32 = 64;
+/// Destinations of which it is remembered how connections to them begin, per proxy, on average; the least recent are
+/// forgotten.
+const DESTINATIONS_PER_PROXY: u32 = 256;
 /// Listening ports of proxies, per proxy, on average.
 const LISTENERS_PER_PROXY: u32 = 64;
 
@@ -86,6 +89,7 @@ fn load_told(
         .map_max_entries(names::LANES, places)
         .map_max_entries(names::MOVES, options.max_proxies)
         .map_max_entries(names::RECENT, options.max_proxies * SHARING_THREADS_PER_PROXY)
+        .map_max_entries(names::HANDSHAKES, options.max_proxies * DESTINATIONS_PER_PROXY)
         .map_max_entries(names::FREE_PLACES, places);
     let offsets: Vec<_> = offsets::FIELDS
         .iter()

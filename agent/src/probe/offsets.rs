@@ -24,6 +24,8 @@ macro_rules! fields {
 
 fields! {
     SOCK_NUM = "sock"."__sk_common"."skc_num";
+    SOCK_DPORT = "sock"."__sk_common"."skc_dport";
+    SOCK_V6_DADDR = "sock"."__sk_common"."skc_v6_daddr";
     SOCK_NET = "sock"."__sk_common"."skc_net"."net";
     SOCK_STATE = "sock"."__sk_common"."skc_state";
     SOCK_OWNED = "sock"."sk_lock"."owned";
@@ -34,13 +36,13 @@ fields! {
     TCP_COPIED_SEQ = "tcp_sock"."copied_seq";
     TCP_RCV_NXT = "tcp_sock"."rcv_nxt";
     TCP_WRITE_SEQ = "tcp_sock"."write_seq";
+    MSG_COUNT = "msghdr"."msg_iter"."count";
     TCP_LAST_SENT = "tcp_sock"."lsndtime";
     TCP_LAST_RECEIVED = "tcp_sock"."inet_conn"."icsk_ack"."lrcvtime";
     SOCKET_SK = "socket"."sk";
     UNIX_ADDRESS = "unix_sock"."addr";
     UNIX_PEER = "unix_sock"."peer";
     WALK_OUTPUT = "bpf_iter_meta"."seq";
-    MSG_COUNT = "msghdr"."msg_iter"."count";
     SKB_SK = "sk_buff"."sk";
     SKB_CB = "sk_buff"."cb";
     SKB_LEN = "sk_buff"."len";

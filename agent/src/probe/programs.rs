@@ -5,8 +5,9 @@ use std::fmt;
 use super::btf::Btf;
 use super::offsets::{
     Field, MSG_COUNT, ROLE, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
-    SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, SOCK_TYPE, SOCKET_SK, TASK_PID, TASK_TGID, TCP_COPIED_SEQ,
-    TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT, TCP_WRITE_SEQ, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT,
+    SOCK_DPORT, SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, SOCK_TYPE, SOCK_V6_DADDR, SOCKET_SK, TASK_PID,
+    TASK_TGID, TCP_COPIED_SEQ, TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT, TCP_WRITE_SEQ, UNIX_ADDRESS,
+    UNIX_PEER, WALK_OUTPUT,
 };
 
 use Hook::{Entry, Iterator, Tracepoint};
@@ -142,7 +143,7 @@ pub const PROGRAMS: &[Program] = &[
         name: "state",
         hook: Tracepoint("inet_sock_set_state"),
         purpose: Purpose::Connections,
-        fields: &[&[TCP_COPIED_SEQ], ROLE],
+        fields: &[&[SOCK_DPORT, SOCK_V6_DADDR, TCP_COPIED_SEQ], ROLE],
     },
     Program {
         name: WALK,
@@ -182,13 +183,13 @@ pub const PROGRAMS: &[Program] = &[
         name: "write",
         hook: Tracepoint("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[MSG_COUNT, TCP_WRITE_SEQ], ROLE],
+        fields: &[&[MSG_COUNT, TCP_COPIED_SEQ, TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: "write_entry",
         hook: Entry("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], ROLE],
+        fields: &[&[SOCK_STATE, TCP_COPIED_SEQ, TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: WRITE_RETURN,
@@ -200,7 +201,7 @@ pub const PROGRAMS: &[Program] = &[
         name: "write_pages",
         hook: Entry("do_tcp_sendpages"),
         purpose: Purpose::WritePages,
-        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], ROLE],
+        fields: &[&[SOCK_STATE, TCP_COPIED_SEQ, TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: "read",
@@ -212,6 +213,6 @@ pub const PROGRAMS: &[Program] = &[
         name: "read_return",
         hook: Tracepoint("sock_recv_length"),
         purpose: Purpose::Read,
-        fields: &[&[TCP_COPIED_SEQ, TCP_RCV_NXT], ROLE],
+        fields: &[&[SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT], ROLE],
     },
 ];

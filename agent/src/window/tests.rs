@@ -6,7 +6,7 @@ use crate::hop::{Direction, Segment, series_index};
 const HOP: usize = series_index(Direction::Request, Segment::Hop);
 
 fn proxy(slot: u32, matching: Matching, hop_ns: &[u64]) -> ProxyWindow {
-    let mut hops: [Histogram; 8] = Default::default();
+    let mut hops: [Histogram; SERIES_PER_PROXY] = Default::default();
     for &value_ns in hop_ns {
         hops[HOP].record(value_ns);
     }

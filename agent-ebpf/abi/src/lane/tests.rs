@@ -32,6 +32,8 @@ fn lane() -> Box<Lane<AtomicU64>> {
         waiting: AtomicU64::default(),
         shared: AtomicU64::default(),
         waiting_on: Default::default(),
+        answered: AtomicU64::default(),
+        ended: AtomicU64::default(),
         latest: Default::default(),
         order: Default::default(),
     })

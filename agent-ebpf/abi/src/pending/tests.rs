@@ -102,9 +102,9 @@ fn the_newest_message_is_known_whatever_became_of_it() {
     let first = set.push(1, 10, 0, 0).unwrap();
     let second = set.push(2, 20, 0, 0).unwrap();
     set.end(second);
-    assert_eq!((set.read_ns(first), set.read_ns(second), set.newest_read_ns()), (Some(10), None, 20));
+    assert_eq!((set.is_live(first), set.is_live(second), set.newest_read_ns()), (true, false, 20));
     set.take_oldest(30);
-    assert_eq!((set.read_ns(first), set.newest_read_ns()), (None, 20));
+    assert_eq!((set.is_live(first), set.newest_read_ns()), (false, 20));
 }
 
 #[derive(Clone, Debug)]

@@ -175,7 +175,6 @@ fn the_distribution_of_a_random_proxy_is_found() {
 
 /// Open: a response read since lets an answer of the proxy's own pass for one from upstream.
 #[test]
-#[should_panic(expected = "wrong pairs")]
 fn answers_written_in_the_turn_are_known() {
     let shares = shares(&mut world(IN_ORDER[1], 16, Churn { local: 50, ..NONE }, 7), 1000);
     assert!(both_above(shares, 0.99), "wrong pairs: {shares:?}");
@@ -183,7 +182,6 @@ fn answers_written_in_the_turn_are_known() {
 
 /// Open: a response that goes nowhere is taken by the next write, whose own is taken by the one after.
 #[test]
-#[should_panic(expected = "wrong pairs")]
 fn dropped_responses_cost_no_other_its_pair() {
     let shares = shares(&mut world(IN_ORDER[0], 40, Churn { dropped: 20, ..NONE }, 7), 1000);
     assert!(both_above(shares, 0.9), "wrong pairs: {shares:?}");
@@ -191,7 +189,6 @@ fn dropped_responses_cost_no_other_its_pair() {
 
 /// Open: a response to the proxy's own request is taken by the next write.
 #[test]
-#[should_panic(expected = "wrong pairs")]
 fn health_checks_cost_no_other_its_pair() {
     let shares = shares(&mut world(IN_ORDER[0], 40, Churn { probe: 2, ..NONE }, 7), 1000);
     assert!(both_above(shares, 0.9), "wrong pairs: {shares:?}");

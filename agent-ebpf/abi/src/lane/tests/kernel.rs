@@ -90,6 +90,7 @@ impl Kernel {
             self.note_reader(id, tid);
             return None;
         }
+        let own = self.is_answer_to_own(id);
         self.sockets[id].turn = TURN_READING;
         self.end_superseded(id);
         let socket = &mut self.sockets[id];
@@ -102,6 +103,11 @@ impl Kernel {
         }
         self.note_waiting(id, inbound == REQUEST);
         let socket = &mut self.sockets[id];
+        if own || inbound == RESPONSE && self.lane.goes_nowhere(socket.upstream) {
+            socket.pending_tag = 0;
+            self.counters.local += 1;
+            return None;
+        }
         let pushed = if inbound == REQUEST {
             self.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
         } else {
@@ -128,9 +134,13 @@ impl Kernel {
         self.note_waiting(id, outbound == REQUEST);
         let recent = *self.recent.entry(tid).or_default();
         let newest = if self.shared { self.lane.newest(outbound, tid, &recent) } else { 0 };
-        if self.is_local_reply(id, newest) {
-            self.counters.local += 1;
-            self.end(1);
+        let socket = &self.sockets[id];
+        if outbound == RESPONSE
+            && let Some(ended) =
+                self.lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest)
+        {
+            self.counters.local += ended;
+            self.end(ended);
             return Written::Local;
         }
         self.lane.clear_fronts();
@@ -170,12 +180,15 @@ impl Kernel {
 
     pub fn close(&mut self, id: Id) {
         let socket = &mut self.sockets[id];
-        let (tag, role) = (socket.pending_tag, socket.role);
+        let (tag, role, turn) = (socket.pending_tag, socket.role, socket.turn);
         socket.pending_tag = 0;
         if tag != 0 && role == ROLE_OPENED {
             self.lane.pending[RESPONSE].orphan(tag);
         } else if tag != 0 && self.lane.pending[REQUEST].end(tag) {
             self.end(1);
+        } else if turn == TURN_READING {
+            let ended = self.lane.leave(tag);
+            self.end(ended);
         }
         self.note_waiting(id, false);
         if role == ROLE_OPENED {
@@ -225,16 +238,13 @@ impl Kernel {
         }
     }
 
-    fn is_local_reply(&self, id: Id, newest: u64) -> bool {
+    /// The proxy has written for no cause, and nothing that was read before still waits.
+    fn is_answer_to_own(&self, id: Id) -> bool {
         let socket = &self.sockets[id];
-        if socket.role != ROLE_ACCEPTED || socket.pending_tag == 0 {
-            return false;
-        }
-        let [requests, responses] = &self.lane.pending;
-        let Some(read_ns) = requests.read_ns(socket.pending_tag) else { return false };
-        let since = responses.newest_read_ns() > read_ns;
-        let answered = newest != 0 || since && (!self.shared || responses.any_live());
-        !answered && requests.end(socket.pending_tag)
+        !self.shared
+            && socket.role == ROLE_OPENED
+            && socket.turn == TURN_OWN
+            && !self.lane.pending[RESPONSE].is_live(socket.pending_tag)
     }
 }
 
