@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 
+use crate::http;
 use crate::protocol::Protocol;
 pub use latencies::Latencies;
 pub use stream::Carried;
@@ -93,6 +94,8 @@ pub struct Wire {
     pub retransmitted: u64,
     /// Messages in which no id was found.
     pub nameless: u64,
+    /// The proxies' own requests to the server, and their responses: no crossings.
+    pub checks: u64,
 }
 
 /// How messages are found.
@@ -155,6 +158,7 @@ impl Wire {
             repeated: 0,
             retransmitted: 0,
             nameless: 0,
+            checks: 0,
         }
     }
 
@@ -199,6 +203,10 @@ impl Wire {
             self.nameless += 1;
             return;
         };
+        if id == http::CHECK_ID {
+            self.checks += 1;
+            return;
+        }
         let messages = match packet.direction {
             Direction::Request => &mut self.requests,
             Direction::Response => &mut self.responses,
