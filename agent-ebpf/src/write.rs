@@ -8,8 +8,8 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Loss, RECORD_BYTES, ROLE_ACCEPTED, Socket,
-    TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
+    Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
 use smp_agent_abi::opening::OPENING_OVER;
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
@@ -82,11 +82,19 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let follows = follows_own_read(used.socket);
     if follows != 0 && size <= RECORD_BYTES {
         count_local(&used);
+        if used.socket.role != ROLE_ACCEPTED {
+            // SAFETY: no precondition.
+            lane::note_unread(used.socket, unsafe { bpf_ktime_get_ns() });
+        }
         return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
     let turn = used.socket.turn;
-    if turn == TURN_WRITING || turn == TURN_OWN && is_own_answer(used.socket) {
+    if turn == TURN_WRITING {
+        note_continued(used.socket);
+        return None;
+    }
+    if turn == TURN_OWN && is_own_answer(used.socket) {
         return None;
     }
     used.socket.turn = TURN_WRITING;
@@ -105,7 +113,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(Current { place, .. }) = current else {
+    let Some(Current { place, handed, .. }) = current else {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::ThreadsFull);
         return None;
@@ -127,7 +135,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         }
     }
     let claim = if claim.tag == 0 && !claim.too_far {
-        from_latest(&mut used, turn, claim, size, follows)?
+        from_latest(&mut used, turn, claim, size, follows, now_ns)?
     } else {
         claim
     };
@@ -143,6 +151,9 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
+    if handed && socket.role == ROLE_ACCEPTED {
+        lane::note_answered(socket, claim.read_ns, true);
+    }
     opening::carries(socket, claim.arrival_ns, now_ns);
     opening::release_answered(place, claim.upstream, socket.proxy_slot);
     socket.departing_arrival_ns = claim.arrival_ns;
@@ -212,7 +223,14 @@ extern "C" fn drain_for(place: u32, direction: u32, id: u32, drained: *mut Drain
 /// The cause of a write that found nothing pending: the request whose connection seemed to be answered, or the latest
 /// read of its lane, if that connection carries several messages at once. Else it has none.
 #[inline(always)]
-fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follows: u32) -> Option<Claim> {
+fn from_latest(
+    used: &mut Used<'_>,
+    turn: u32,
+    claim: Claim,
+    size: usize,
+    follows: u32,
+    now_ns: u64,
+) -> Option<Claim> {
     let lane = lane::at(used.socket.lane)?;
     let accepted = used.socket.role == ROLE_ACCEPTED;
     if !accepted && follows != 0 {
@@ -240,11 +258,26 @@ fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follow
     } else {
         // A later write of the same socket may still carry a message on.
         used.socket.turn = TURN_OWN;
+        if !accepted {
+            lane::note_unread(used.socket, now_ns);
+        }
         if turn != TURN_OWN {
             count_local(used);
         }
     }
     None
+}
+
+/// One more write to an opened connection that was not read since, although requests wait: it may have carried them.
+#[inline(always)]
+fn note_continued(socket: &Socket) {
+    if socket.role != ROLE_ACCEPTED
+        && let Some(lane) = lane::at(socket.lane)
+        && lane.pending[Direction::Request as usize].any_live()
+    {
+        // SAFETY: no precondition.
+        lane.note_continued(unsafe { bpf_ktime_get_ns() });
+    }
 }
 
 /// One message that begins and ends in the proxy.
