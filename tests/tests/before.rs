@@ -26,6 +26,9 @@ const SLOW_NS: f64 = 1_000_000.0;
 /// More than some ticks of the kernel's clock, by which it notes what came last.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// What a proxy's log has of one path.
+type Holds = fn(&Log) -> &Vec<Hold>;
+
 /// A proxy that forwards at once whatever it reads. This process has both of its connections in hand.
 struct Between {
     proxy: Child,
@@ -234,8 +237,7 @@ fn a_start_in_the_middle_of_traffic_makes_no_wrong_crossing() {
             Ok((logs.len() as u64 == CONNECTIONS).then_some(logs))
         })
         .unwrap();
-    let paths: [(&str, fn(&Log) -> &Vec<Hold>); 2] =
-        [("request", |log| &log.request), ("response", |log| &log.response)];
+    let paths: [(&str, Holds); 2] = [("request", |log| &log.request), ("response", |log| &log.response)];
     for (direction, of) in paths {
         let least_ns = logs.iter().flat_map(of).map(|hold| hold.held_ns).min().expect("a log") as f64;
         let hop = segment(&document, direction, "proxy").expect("crossings");
