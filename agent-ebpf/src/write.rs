@@ -9,7 +9,7 @@ use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
-    Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
+    Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING, is_record,
 };
 use smp_agent_abi::opening::OPENING_OVER;
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
@@ -80,7 +80,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         return None;
     }
     let follows = follows_own_read(used.socket);
-    if follows != 0 && size <= RECORD_BYTES {
+    if follows != 0 && is_record(size, used.socket.records) {
+        used.socket.records = used.socket.records.saturating_add(1);
         count_local(&used);
         if used.socket.role != ROLE_ACCEPTED {
             // SAFETY: no precondition.
