@@ -209,20 +209,20 @@ fn a_start_in_the_middle_of_traffic_makes_no_wrong_crossing() {
     backend.wait_for_port(upstream, LONGEST).unwrap();
     let mut proxy = bed.proxy.command(PROGRAMS);
     proxy.args(["delayproxy", "--listen", &listen.to_string(), "--upstream", &upstream.to_string()]);
-    proxy.args(["--request-us", "3000", "--response-us", "2000"]);
+    proxy.args(["--request-us", "10000", "--response-us", "5000"]);
     let mut proxy = Child::start("proxy", &proxy, &dir).unwrap();
     proxy.wait_for_port(listen, LONGEST).unwrap();
     let mut load = bed.client.command(PROGRAMS);
     // Now and then there is nothing inside the proxy.
-    load.args(["load", "--target", &listen.to_string(), "--seconds", "4", "--rate", "200"]);
+    load.args(["load", "--target", &listen.to_string(), "--seconds", "60", "--rate", "50"]);
     load.args(["--connections", &CONNECTIONS.to_string()]);
-    let mut load = Child::start("load", &load, &dir).unwrap();
+    let load = Child::start("load", &load, &dir).unwrap();
     thread::sleep(Duration::from_secs(1));
 
     let measuring = Measuring::start(proxy.pid(), &dir).unwrap();
-    thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(2));
     let document = measuring.finish().unwrap();
-    assert!(load.wait_for(LONGEST).unwrap().success());
+    drop(load);
 
     let matching = &document["matching"];
     // Of each of the two connections at most the message that was under way then.
