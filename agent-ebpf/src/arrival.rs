@@ -50,7 +50,8 @@ fn brings_next_bytes(sk: *const c_void, skb: *const c_void) -> Option<u32> {
 #[inline(always)]
 fn note(socket: &mut Socket, now_ns: u64, end_seq: u32) {
     let noted = socket.noted;
-    if noted.wrapping_sub(socket.noted_taken) < NOTED as u32 {
+    // The end of the last one that was read is kept.
+    if noted.wrapping_sub(socket.noted_taken) < NOTED as u32 - 1 {
         socket.noted_ns[noted as usize % NOTED] = now_ns;
         socket.noted_end[noted as usize % NOTED] = end_seq;
         socket.noted = noted.wrapping_add(1);

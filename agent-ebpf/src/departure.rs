@@ -9,10 +9,11 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::bucket::{self, BUCKETS, HIGHEST_NS};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, Segment, Socket,
-    series,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_HELD, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED,
+    Segment, Socket, series,
 };
 use smp_agent_abi::pending::{BATCH, DRAIN};
+use smp_agent_abi::upstreams::Held;
 use smp_agent_abi::word::Word as _;
 
 use crate::lane;
@@ -75,6 +76,11 @@ fn on_departure(skb: *const c_void) -> Option<()> {
     if socket.departing_class == CLASS_DRAINED {
         return record_drained(socket, &counters, now_ns);
     }
+    if socket.departing_class == CLASS_HELD {
+        socket.departing_class = CLASS_NONE;
+        lane::at(socket.lane)?.upstreams.depart(socket.upstream, now_ns);
+        return Some(());
+    }
     record(socket, &counters, now_ns);
     Some(())
 }
@@ -101,7 +107,11 @@ fn record_drained(socket: &mut Socket, counters: &Counters, departure_ns: u64) -
             continue;
         }
         counters.add(counter!(ambiguous), 1);
-        add_crossing(socket, direction, [arrival_ns, read_ns, socket.departing_write_ns, departure_ns]);
+        add_crossing(
+            socket.proxy_slot,
+            direction,
+            [arrival_ns, read_ns, socket.departing_write_ns, departure_ns],
+        );
     }
     counters.add(counter!(departing), left.wrapping_neg());
     counters.lose_many(Loss::NoDeparture, left);
@@ -114,6 +124,10 @@ pub fn give_up(socket: &mut Socket, counters: &Counters) {
     let count = match socket.departing_class {
         CLASS_NONE => return,
         CLASS_DRAINED => u64::from(socket.drained_count),
+        CLASS_HELD => {
+            let held = lane::at(socket.lane).and_then(|lane| lane.upstreams.release(socket.upstream));
+            u64::from(held.is_some())
+        }
         _ => 1,
     };
     socket.departing_class = CLASS_NONE;
@@ -147,11 +161,26 @@ fn carries(skb: *const c_void, seq: u32) -> Option<bool> {
 /// Completes the crossing that waits on `socket`.
 #[inline(always)]
 pub fn record(socket: &mut Socket, counters: &Counters, departure_ns: u64) {
-    let class = socket.departing_class;
+    let held = Held {
+        arrival_ns: socket.departing_arrival_ns,
+        read_ns: socket.departing_read_ns,
+        write_ns: socket.departing_write_ns,
+        departure_ns,
+        class: socket.departing_class,
+    };
     socket.departing_class = CLASS_NONE;
+    record_one(socket.proxy_slot, socket_direction(socket), counters, held);
+}
+
+/// Counts one crossing that was awaiting its departure.
+#[inline(always)]
+pub fn record_one(proxy_slot: u32, direction: Direction, counters: &Counters, crossing: Held) {
+    let Held { arrival_ns, read_ns, write_ns, departure_ns, class } = crossing;
     counters.add(counter!(departing), LESS_ONE);
-    let (arrival_ns, read_ns, write_ns) =
-        (socket.departing_arrival_ns, socket.departing_read_ns, socket.departing_write_ns);
+    if departure_ns == 0 {
+        counters.lose(Loss::NoDeparture);
+        return;
+    }
     if arrival_ns == 0 {
         counters.lose(Loss::NoArrival);
         return;
@@ -161,7 +190,7 @@ pub fn record(socket: &mut Socket, counters: &Counters, departure_ns: u64) {
         CLASS_AMBIGUOUS => counters.add(counter!(ambiguous), 1),
         _ => {}
     }
-    add_crossing(socket, socket_direction(socket), [arrival_ns, read_ns, write_ns, departure_ns]);
+    add_crossing(proxy_slot, direction, [arrival_ns, read_ns, write_ns, departure_ns]);
 }
 
 /// The direction of what is written to a socket.
@@ -173,12 +202,12 @@ fn socket_direction(socket: &Socket) -> Direction {
 /// Counts the segments between the four stamps.
 #[inline(always)]
 fn add_crossing(
-    socket: &Socket,
+    proxy_slot: u32,
     direction: Direction,
     [arrival_ns, read_ns, write_ns, departure_ns]: [u64; 4],
 ) {
     let add = |segment, from_ns: u64, to_ns: u64| {
-        add_value(series(socket.proxy_slot, direction, segment), to_ns.saturating_sub(from_ns));
+        add_value(series(proxy_slot, direction, segment), to_ns.saturating_sub(from_ns));
     };
     add(Segment::Hop, arrival_ns, departure_ns);
     add(Segment::Queue, arrival_ns, read_ns);
@@ -191,7 +220,7 @@ fn add_crossing(
 /// A function of its own: see `write.rs`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn add_value(series: u32, value_ns: u64) -> u32 {
+pub extern "C" fn add_value(series: u32, value_ns: u64) -> u32 {
     let Some(series) = SERIES.get_ptr_mut(series) else { return 0 };
     let index = bucket::index(value_ns);
     if index >= BUCKETS {

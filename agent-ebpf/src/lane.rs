@@ -5,6 +5,7 @@ use smp_agent_abi::layout::{ROLE_ACCEPTED, ROLE_OPENED, SHARED, Socket, TURN_REA
 use smp_agent_abi::word::Word as _;
 
 use crate::maps::{FREE_PLACES, LANES, Lane, MOVES, RECENT, THREADS};
+use crate::opening;
 use crate::word::Atomic;
 
 /// So often a socket must have been seen with another thread for the threads of its proxy to share a lane.
@@ -41,7 +42,12 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
     if socket.owner != owner {
         let place = place_of(owner)?;
         socket.owner = owner;
+        if shared {
+            // Its writes may have found nothing since threads had lanes of their own.
+            socket.multiplexed = 0;
+        }
         if socket.lane != place {
+            opening::release_answered(socket.lane, socket.upstream, socket.proxy_slot);
             socket.lane = place;
             // Names of upstream connections are the lane's own.
             socket.upstream = 0;
@@ -49,6 +55,7 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
     }
     let lane = at(socket.lane)?;
     if socket.role == ROLE_OPENED && socket.upstream == 0 {
+        opening::release_answered(socket.lane, lane.upstreams.oldest(), socket.proxy_slot);
         socket.upstream = lane.connect();
     }
     Some(Current { place: socket.lane, lane, shared })

@@ -22,6 +22,10 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod offsets;
 #[cfg(target_arch = "bpf")]
+mod opening;
+#[cfg(target_arch = "bpf")]
+mod own;
+#[cfg(target_arch = "bpf")]
 mod process;
 #[cfg(target_arch = "bpf")]
 mod read;
@@ -29,6 +33,8 @@ mod read;
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod state;
+#[cfg(target_arch = "bpf")]
+mod walk;
 #[cfg(target_arch = "bpf")]
 mod word;
 #[cfg(target_arch = "bpf")]

@@ -6,9 +6,9 @@ use core::ptr;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, Stack};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, Stack};
 use smp_agent_abi::lane::{self, Recent};
-use smp_agent_abi::layout::{LOSSES, Loss, Series, Socket, Tally};
+use smp_agent_abi::layout::{Destination, LOSSES, Loss, Series, Socket, Tally};
 
 use crate::word::Atomic;
 
@@ -19,7 +19,7 @@ pub type Lane = lane::Lane<Atomic>;
 #[btf_map]
 pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 #[map]
-pub static SERIES: Array<Series> = Array::with_max_entries(8, 0);
+pub static SERIES: Array<Series> = Array::with_max_entries(9, 0);
 #[map]
 pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -34,6 +34,8 @@ pub static MOVES: Array<u64> = Array::with_max_entries(1, 0);
 pub static RECENT: HashMap<u32, Recent> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static LANES: Array<Lane> = Array::with_max_entries(1, 0);
+#[map]
+pub static HANDSHAKES: LruHashMap<Destination, u32> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static FREE_PLACES: Stack<u32> = Stack::with_max_entries(1, 0);
 #[map]

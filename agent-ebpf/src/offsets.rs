@@ -19,12 +19,21 @@ macro_rules! offsets {
 offsets! {
     /// `sock.__sk_common.skc_num`: local port, host order, u16.
     SOCK_NUM;
+    /// `sock.__sk_common.skc_dport`: remote port, network order, u16.
+    SOCK_DPORT;
+    /// `sock.__sk_common.skc_v6_daddr`: remote address, an IPv4 address mapped into IPv6, 16 bytes.
+    SOCK_V6_DADDR;
     /// `sock.__sk_common.skc_net.net`: pointer to the network namespace.
     SOCK_NET;
     /// `sock.__sk_common.skc_state`: state of the connection, u8.
     SOCK_STATE;
     /// `sock.sk_lock.owned`: not 0 while a system call or a kernel thread has the socket, u32.
     SOCK_OWNED;
+    /// `sock.sk_type`: stream, datagram, ..., u16.
+    SOCK_TYPE;
+    /// `sock.sk_max_ack_backlog`: how many connections may wait to be accepted, u32. Set by `listen`; a connection has
+    /// that of the listener which it was copied from.
+    SOCK_BACKLOG;
     /// `sock.sk_shutdown`: which ways are ended, u8.
     SOCK_SHUTDOWN;
     /// `net.ns.inum`: inode number of the namespace, u32.
@@ -35,6 +44,20 @@ offsets! {
     TCP_RCV_NXT;
     /// `tcp_sock.write_seq`: first byte not written by user space, u32.
     TCP_WRITE_SEQ;
+    /// `msghdr.msg_iter.count`: bytes that a send call is still to queue, usize.
+    MSG_COUNT;
+    /// `tcp_sock.lsndtime`: when bytes were last sent, u32 jiffies.
+    TCP_LAST_SENT;
+    /// `tcp_sock.inet_conn.icsk_ack.lrcvtime`: when bytes were last received, u32 jiffies.
+    TCP_LAST_RECEIVED;
+    /// `socket.sk`: pointer to the protocol's half of a socket.
+    SOCKET_SK;
+    /// `unix_sock.addr`: pointer to its address, null if it has none.
+    UNIX_ADDRESS;
+    /// `unix_sock.peer`: pointer to the other end.
+    UNIX_PEER;
+    /// `bpf_iter_meta.seq`: pointer to what the reader of a walk gets.
+    WALK_OUTPUT;
     /// `sk_buff.sk`: pointer to the socket.
     SKB_SK;
     /// `sk_buff.cb`: what the layer that has the packet keeps in it.
@@ -58,6 +81,13 @@ offsets! {
 /// Not 0 where the write hook runs after the send: then the departure comes before the write.
 #[unsafe(no_mangle)]
 pub static WRITE_AFTER_DEPARTURE: Global<u64> = Global::new(0);
+
+/// Byte of a `tcp_sock` that says whether it is transparent (`IP_TRANSPARENT`).
+#[unsafe(no_mangle)]
+pub static TCP_TRANSPARENT: Global<u64> = Global::new(0);
+/// Which bit of it.
+#[unsafe(no_mangle)]
+pub static TCP_TRANSPARENT_MASK: Global<u64> = Global::new(0);
 
 /// A field of a pointer whose type the verifier knows.
 ///

@@ -6,14 +6,15 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    CLASS_NONE, Loss, MULTIPLEXED, NOTED, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
-    TURN_OWN, TURN_READING,
+    Loss, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
+    TURN_OWN, TURN_READING, TURN_UNKNOWN,
 };
+use smp_agent_abi::word::Word as _;
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
-use crate::{departure, lane};
+use crate::{departure, lane, opening};
 
 /// The peer has ended its stream: `RCV_SHUTDOWN` of the kernel's include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
@@ -45,15 +46,35 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     }
     let used = in_use(sk)?;
     let tcp = tcp(sk)?;
-    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
-    let taken = copied_seq.wrapping_sub(used.socket.copied_seq);
-    used.socket.copied_seq = copied_seq;
+    let (before, copied_seq) = note_copied(tcp, used.socket)?;
+    let taken = copied_seq.wrapping_sub(before);
     // A peek takes nothing.
     if taken == 0 || taken == 1 && is_end(sk, tcp, copied_seq) {
         return None;
     }
-    on_read(tcp, used)
+    on_read(tcp, used, before)
+}
+
+/// How far the socket was read before, and how far it is now. `None` where there was nothing but the end announced: its
+/// parts are read one by one, and what is not noted as read is whole when the next one is.
+#[inline(always)]
+fn note_copied(tcp: *const c_void, socket: &mut Socket) -> Option<(u32, u32)> {
+    let before = socket.copied_seq;
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let (copied, received, shutdown) = unsafe {
+        (
+            field::<u32>(tcp, &TCP_COPIED_SEQ),
+            field::<u32>(tcp, &TCP_RCV_NXT),
+            field::<u8>(tcp, &SOCK_SHUTDOWN),
+        )
+    };
+    // The end of the stream has a number of its own.
+    let bytes = received.wrapping_sub(before).wrapping_sub(u32::from(shutdown & RCV_SHUTDOWN));
+    if opening::is_end(socket, bytes) {
+        return None;
+    }
+    socket.copied_seq = copied;
+    Some((before, copied))
 }
 
 /// True if the byte before `copied_seq` is the end of the stream, which `splice` takes as if it were a byte.
@@ -66,23 +87,31 @@ fn is_end(sk: *const c_void, tcp: *const c_void, copied_seq: u32) -> bool {
 
 #[inline(always)]
 fn on_return(sk: *const c_void) -> Option<()> {
-    on_read(tcp(sk)?, in_use(sk)?)
+    let (tcp, used) = (tcp(sk)?, in_use(sk)?);
+    let (before, _) = note_copied(tcp, used.socket)?;
+    on_read(tcp, used, before)
 }
 
+/// The socket was read beyond `before`.
 #[inline(always)]
-fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
+fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
     if is_multiplexed(used.socket) {
-        return on_batch(tcp, used, arrival_ns, now_ns);
+        return on_batch(tcp, used, before, arrival_ns, now_ns);
+    }
+    if !opening::may_be_message(used.socket, now_ns) {
+        return None;
     }
     // Only the first read after a write starts a message: the rest are its continuation.
-    if used.socket.turn == TURN_READING {
+    if used.socket.turn == TURN_READING && !end_record(&used, before, arrival_ns) {
+        opening::read_more(&used, arrival_ns, now_ns);
         return note_reader(&used);
     }
     let own = is_answer_to_own(&used);
     used.socket.turn = TURN_READING;
+    used.socket.start_seq = before;
     used.socket.first_departure_ns = 0;
     used.counters.add(counter!(seen), 1);
     // An answer to what was never seen to leave.
@@ -93,17 +122,19 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
-    let starved = current.lane.latest[used.inbound() as usize].note(u64::from(used.socket.id), 0, now_ns);
-    if !current.shared && used.socket.multiplexed < MULTIPLEXED {
-        let evidence = used.socket.multiplexed.saturating_sub(1);
-        used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * STARVED_WEIGHT;
-    }
+    let latest = &current.lane.latest[used.inbound() as usize];
+    let starved = latest.note(u64::from(used.socket.id), 0, now_ns);
+    // Below `MULTIPLEXED` here, or it were a batch.
+    let weight = if latest.several.load() != 0 { OTHERS_WEIGHT } else { STARVED_WEIGHT };
+    let evidence = used.socket.multiplexed.saturating_sub(1);
+    used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * weight;
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
     if socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream, own) {
         used.socket.pending_tag = 0;
         used.counters.add(counter!(local), 1);
+        opening::release_answered(current.place, used.socket.upstream, used.socket.proxy_slot);
         return None;
     }
     let tag = if socket.role == ROLE_ACCEPTED {
@@ -125,10 +156,28 @@ fn on_read(tcp: *const c_void, used: Used<'_>) -> Option<()> {
     note_reader(&used)
 }
 
-/// A read of a socket that carries several messages at once. Each of its segments is taken for a message; what is left
-/// of the last read was none, but a control record.
+/// True if what was read of the socket so far was a control record, which ends here: it is short, and more arrived
+/// after it was read while nothing was written for it.
 #[inline(always)]
-fn on_batch(tcp: *const c_void, used: Used<'_>, arrival_ns: u64, now_ns: u64) -> Option<()> {
+fn end_record(used: &Used<'_>, before: u32, arrival_ns: u64) -> bool {
+    let socket = &used.socket;
+    if socket.pending_tag == 0 || before.wrapping_sub(socket.start_seq) as usize > RECORD_BYTES {
+        return false;
+    }
+    let Some(lane) = lane::at(socket.pending_lane) else { return false };
+    let set = &lane.pending[used.inbound() as usize];
+    let Some(read_ns) = set.read_ns(socket.pending_tag) else { return false };
+    if arrival_ns <= read_ns || !set.end(socket.pending_tag) {
+        return false;
+    }
+    used.counters.add(counter!(pending), LESS_ONE);
+    used.counters.add(counter!(local), 1);
+    true
+}
+
+/// A read of a socket that carries several messages at once. Each of its segments is taken for a message.
+#[inline(always)]
+fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, now_ns: u64) -> Option<()> {
     let current = lane::current(used.socket, used.tgid, used.tid)?;
     let inbound = used.inbound() as usize;
     let set = &current.lane.pending[inbound];
@@ -141,40 +190,78 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, arrival_ns: u64, now_ns: u64) ->
         }
         socket.pending_tag = 0;
     }
-    for back in 0..NOTED as u64 {
-        if socket.batch_start + back < socket.batch_end {
-            set.forget(socket.batch_start + back);
-        }
+    socket.turn = TURN_READING;
+    lane::note_waiting(socket, false);
+    if socket.noted == 0 && socket.noted_end[NOTED - 1] == 0 {
+        socket.noted_end[NOTED - 1] = before;
     }
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    let copied_seq = unsafe { field::<u32>(tcp, &TCP_COPIED_SEQ) };
+    let (copied, received) = unsafe { (field::<u32>(tcp, &TCP_COPIED_SEQ), field::<u32>(tcp, &TCP_RCV_NXT)) };
+    let is_new = |socket: &Socket| {
+        reaches(copied, socket.noted_end[socket.noted_taken.wrapping_sub(1) as usize % NOTED])
+    };
+    if socket.noted_taken != 0 && !is_new(socket) {
+        // The rest of a segment.
+        return None;
+    }
+    current.lane.latest[inbound].several.store(1);
+    current.lane.begin_turn(arrival_ns, now_ns);
+    forget_stale(current.place, inbound as u32);
+    // What is left of so short a read, or of any where threads share the lane, was a control record.
+    if current.shared || before.wrapping_sub(socket.start_seq) as usize <= RECORD_BYTES {
+        for back in 0..NOTED as u64 {
+            if socket.batch_start + back < socket.batch_end {
+                set.forget(socket.batch_start + back);
+            }
+        }
+    }
+    socket.start_seq = before;
     let (mut first, mut last, mut latest_ns) = (u64::MAX, 0, arrival_ns);
     for _ in 0..NOTED {
         let taken = socket.noted_taken;
-        let place = taken as usize % NOTED;
-        if taken == socket.noted || (copied_seq.wrapping_sub(socket.noted_end[place]) as i32) < 0 {
+        if taken == socket.noted || taken != 0 && !is_new(socket) {
             break;
         }
-        latest_ns = socket.noted_ns[place];
+        latest_ns = socket.noted_ns[taken as usize % NOTED];
         socket.noted_taken = taken.wrapping_add(1);
         if let Some(position) = set.push_batch(latest_ns, now_ns) {
             first = first.min(position);
             last = position + 1;
         }
     }
-    if last == 0
-        && arrival_ns != 0
-        && let Some(position) = set.push_batch(arrival_ns, now_ns)
-    {
-        (first, last) = (position, position + 1);
+    // Segments that came when too many were noted already are one.
+    if socket.noted_taken == socket.noted && is_new(socket) {
+        socket.noted_end[socket.noted.wrapping_sub(1) as usize % NOTED] = received;
+        if arrival_ns != 0
+            && let Some(position) = set.push_batch(arrival_ns, now_ns)
+        {
+            first = first.min(position);
+            last = position + 1;
+            latest_ns = arrival_ns;
+        }
     }
     // Which of the requests that were written to it is answered is not known.
     current.lane.note_answer(0);
     socket.batch_start = first;
     socket.batch_end = last;
-    socket.turn = TURN_READING;
     current.lane.latest[inbound].note(u64::from(socket.id), latest_ns, now_ns);
     Some(())
+}
+
+/// A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget_stale(place: u32, direction: u32) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.forget_stale(direction as usize);
+    }
+    0
+}
+
+/// True if the bytes up to `copied` are more than those up to `end`.
+#[inline(always)]
+const fn reaches(copied: u32, end: u32) -> bool {
+    copied.wrapping_sub(end).cast_signed() > 0
 }
 
 /// True if what is read answers a request of the proxy's own, a health check for instance: it was written for no cause,
@@ -232,5 +319,9 @@ fn take_arrival(tcp: *const c_void, socket: &mut Socket) -> u64 {
     if copied != received && socket.arrival_ns == 0 {
         socket.arrival_ns = socket.ready_ns;
     }
-    if arrival_ns == 0 && socket.turn == TURN_NONE { socket.established_ns } else { arrival_ns }
+    match socket.turn {
+        TURN_UNKNOWN => 0,
+        TURN_NONE if arrival_ns == 0 => socket.established_ns,
+        _ => arrival_ns,
+    }
 }

@@ -4,13 +4,13 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_skc_to_tcp_sock};
-use smp_agent_abi::layout::{
-    Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, ROLE_UNKNOWN, SHARED, Socket,
-};
+use smp_agent_abi::layout::{Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 use smp_agent_abi::names::listener_key;
 
 use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or_new};
-use crate::offsets::{NET_INUM, SOCK_NET, SOCK_NUM, probe_field};
+use crate::offsets::{
+    NET_INUM, SOCK_BACKLOG, SOCK_NET, SOCK_NUM, TCP_TRANSPARENT, TCP_TRANSPARENT_MASK, field, probe_field,
+};
 
 /// A socket in the hands of its proxy's thread.
 pub struct Used<'a> {
@@ -32,7 +32,7 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
             let slot = *unsafe { PROXIES.get(&tgid) }?;
             let socket = match other {
                 Some(socket) => socket,
-                None => take_up(sk, slot, ROLE_UNKNOWN)?,
+                None => take_up(sk, slot, role_of(sk))?,
             };
             socket.tgid = tgid;
             socket.proxy_slot = slot;
@@ -47,18 +47,23 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
 /// Whether a socket carries several messages at once.
 #[inline(always)]
 pub fn is_multiplexed(socket: &Socket) -> bool {
-    socket.multiplexed >= MULTIPLEXED && socket.owner & SHARED == 0
+    socket.multiplexed >= MULTIPLEXED
+}
+
+/// On which side of the proxy a connection is that was not seen to begin.
+#[inline(always)]
+pub fn role_of(sk: *const c_void) -> u32 {
+    // The kernel makes an accepted socket as a copy of the listener, whatever the address that it was called by. Who
+    // listens with a backlog of 0 is known by the port.
+    // SAFETY: a program argument, or came from one.
+    let of_listener = unsafe { field::<u32>(sk, &SOCK_BACKLOG) } != 0;
+    if of_listener || listener(sk).is_some() { ROLE_ACCEPTED } else { ROLE_OPENED }
 }
 
 /// Starts to follow `sk`, a socket of the proxy in `slot`.
 #[inline(always)]
 pub fn take_up<'a>(sk: *const c_void, slot: u32, role: u32) -> Option<&'a mut Socket> {
     tcp(sk)?;
-    let role = match role {
-        ROLE_UNKNOWN if listener(sk).is_some() => ROLE_ACCEPTED,
-        ROLE_UNKNOWN => ROLE_OPENED,
-        known => known,
-    };
     let Some(socket) = socket_state_or_new(sk) else {
         Counters::of(slot)?.lose(Loss::SocketState);
         return None;
@@ -77,6 +82,15 @@ pub fn take_up<'a>(sk: *const c_void, slot: u32, role: u32) -> Option<&'a mut So
 pub fn listener(sk: *const c_void) -> Option<u32> {
     // SAFETY: the value is copied at once.
     unsafe { LISTENERS.get(&local_end(sk)) }.copied()
+}
+
+/// True if `sk` may have an address that is not this host's (`IP_TRANSPARENT`).
+#[inline(always)]
+pub fn is_transparent(sk: *const c_void) -> bool {
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    tcp(sk).is_some_and(|tcp| {
+        u64::from(unsafe { field::<u8>(tcp, &TCP_TRANSPARENT) }) & TCP_TRANSPARENT_MASK.load() != 0
+    })
 }
 
 /// Network namespace and local port of `sk`.

@@ -5,12 +5,15 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, ROLE_OPENED, Socket, TURN_READING};
+use smp_agent_abi::layout::{
+    Direction, NO_PROXY, ROLE_ACCEPTED, ROLE_OPENED, Socket, TURN_NONE, TURN_READING,
+};
+use smp_agent_abi::opening::OPENING_NEW;
 
 use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
-use crate::socket::{listener, local_end, take_up, tcp};
-use crate::{departure, lane};
+use crate::socket::{is_transparent, listener, local_end, take_up, tcp};
+use crate::{departure, lane, opening};
 
 // include/net/tcp_states.h
 const ESTABLISHED: i32 = 1;
@@ -56,6 +59,8 @@ fn on_listen(sk: *const c_void) -> Option<()> {
 #[inline(always)]
 fn on_connect(sk: *const c_void) -> Option<()> {
     let socket = take_up(sk, current_proxy()?, ROLE_OPENED)?;
+    socket.turn = TURN_NONE;
+    opening::begin(sk, socket);
     let pid_tgid = bpf_get_current_pid_tgid();
     lane::current(socket, (pid_tgid >> 32) as u32, pid_tgid as u32).map(|_| ())
 }
@@ -63,15 +68,19 @@ fn on_connect(sk: *const c_void) -> Option<()> {
 /// In softirq, before the process knows of the connection: its first bytes may come at once.
 #[inline(always)]
 fn on_accept(sk: *const c_void) -> Option<()> {
-    let socket = take_up(sk, listener(sk)?, ROLE_ACCEPTED)?;
-    // SAFETY: no precondition.
-    socket.established_ns = unsafe { bpf_ktime_get_ns() };
+    // A transparent listener's connections have ports of their own. Whose it is shows at its first use.
+    let slot = listener(sk).or_else(|| is_transparent(sk).then_some(NO_PROXY))?;
+    let socket = take_up(sk, slot, ROLE_ACCEPTED)?;
+    socket.turn = TURN_NONE;
+    socket.opening = OPENING_NEW;
     on_established(sk, socket)
 }
 
 /// Nothing was read yet, and from here on it is known what was.
 #[inline(always)]
 fn on_established(sk: *const c_void, socket: &mut Socket) -> Option<()> {
+    // SAFETY: no precondition.
+    socket.established_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     socket.copied_seq = unsafe { field(tcp(sk)?, &TCP_COPIED_SEQ) };
     Some(())
@@ -90,6 +99,10 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
                 counters.add(counter!(unmatched), 1);
             } else if socket.turn == TURN_READING {
                 let ended = lane.leave(socket.pending_tag);
+                if ended != 0 {
+                    let carrier = lane.carrier(socket.pending_tag);
+                    opening::release_answered(socket.pending_lane, carrier, socket.proxy_slot);
+                }
                 counters.add(counter!(pending), ended.wrapping_neg());
                 counters.add(counter!(local), ended);
             }
@@ -99,7 +112,9 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
         socket.pending_tag = 0;
     }
     lane::note_waiting(socket, false);
+    opening::end(socket);
     if socket.role == ROLE_OPENED && socket.upstream != 0 {
+        opening::release_answered(socket.lane, socket.upstream, socket.proxy_slot);
         lane::at(socket.lane)?.close(socket.upstream);
     }
     if over {

@@ -7,19 +7,20 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
-use smp_agent_abi::lane::Move;
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED, SHARED, Socket,
-    TURN_OWN, TURN_READING, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Loss, RECORD_BYTES, ROLE_ACCEPTED, Socket,
+    TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
-use smp_agent_abi::pending::{BATCH, Claim};
+use smp_agent_abi::opening::OPENING_OVER;
+use smp_agent_abi::pending::{BATCH, Claim, Drained};
 use smp_agent_abi::word::Word as _;
 
-use crate::departure;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
-use crate::offsets::{SOCK_STATE, TCP_WRITE_SEQ, field};
+use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
+use crate::own::{follows_own_read, is_local_reply, is_own_answer};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
+use crate::{departure, opening};
 
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
@@ -28,7 +29,9 @@ const CLOSE_WAIT: u8 = 8;
 /// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a send call is about to queue bytes. Linux 6.16 and later.
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
 pub fn write(ctx: BtfTracePointContext) -> i32 {
-    on_write(ctx.arg(0));
+    // SAFETY: a program argument.
+    let size = unsafe { field(ctx.arg(1), &MSG_COUNT) };
+    on_write(ctx.arg(0), size);
     0
 }
 
@@ -51,8 +54,9 @@ pub fn write_pages(ctx: FEntryContext) -> i32 {
 /// The first segment has usually left by then, so the departure stands for the write too.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn write_return(ctx: BtfTracePointContext) -> i32 {
-    if ctx.arg::<i32>(1) > 0 {
-        on_write(ctx.arg(0));
+    let sent: i32 = ctx.arg(1);
+    if sent > 0 {
+        on_write(ctx.arg(0), sent as usize);
     }
     0
 }
@@ -63,18 +67,26 @@ pub fn write_return(ctx: BtfTracePointContext) -> i32 {
 fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
     // SAFETY: `sk` is a program argument.
     let open = matches!(unsafe { field::<u8>(sk, &SOCK_STATE) }, ESTABLISHED | CLOSE_WAIT);
-    if open && size > 0 { on_write(sk) } else { None }
+    if open && size > 0 { on_write(sk, size) } else { None }
 }
 
 #[inline(always)]
-fn on_write(sk: *const c_void) -> Option<()> {
+fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let mut used = in_use(sk)?;
     if is_multiplexed(used.socket) {
-        return on_multiplexed(sk, used);
+        return on_multiplexed(sk, used, size);
+    }
+    if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, size)? {
+        return None;
+    }
+    let follows = follows_own_read(used.socket);
+    if follows != 0 && size <= RECORD_BYTES {
+        count_local(&used);
+        return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
     let turn = used.socket.turn;
-    if turn == TURN_WRITING {
+    if turn == TURN_WRITING || turn == TURN_OWN && is_own_answer(used.socket) {
         return None;
     }
     used.socket.turn = TURN_WRITING;
@@ -88,6 +100,7 @@ fn on_write(sk: *const c_void) -> Option<()> {
         _ => 0,
     };
     if is_local_reply(&mut used, newest) {
+        used.socket.turn = TURN_OWN;
         return None;
     }
     // SAFETY: no precondition.
@@ -104,7 +117,20 @@ fn on_write(sk: *const c_void) -> Option<()> {
         used.counters.add(counter!(pending), claim.expired.wrapping_neg());
         used.counters.add(counter!(unmatched), claim.expired);
     }
-    let claim = if claim.tag == 0 && !claim.too_far { from_latest(&mut used, turn, claim)? } else { claim };
+    if turn == TURN_UNKNOWN {
+        // It may be in the middle of a message: that keeps its place among the others and gets no latency.
+        claim.arrival_ns = 0;
+        if claim.tag == 0 && !claim.too_far {
+            used.counters.add(counter!(seen), 1);
+            used.counters.lose(Loss::NoArrival);
+            return None;
+        }
+    }
+    let claim = if claim.tag == 0 && !claim.too_far {
+        from_latest(&mut used, turn, claim, size, follows)?
+    } else {
+        claim
+    };
     if claim.too_far {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::SearchLimit);
@@ -117,6 +143,8 @@ fn on_write(sk: *const c_void) -> Option<()> {
     }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
+    opening::carries(socket, claim.arrival_ns, now_ns);
+    opening::release_answered(place, claim.upstream, socket.proxy_slot);
     socket.departing_arrival_ns = claim.arrival_ns;
     socket.departing_read_ns = claim.read_ns;
     socket.departing_write_ns = now_ns;
@@ -124,9 +152,13 @@ fn on_write(sk: *const c_void) -> Option<()> {
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
     socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
     if departure::comes_before_write() && socket.first_departure_ns != 0 {
-        let departure_ns = socket.first_departure_ns;
-        socket.departing_write_ns = departure_ns;
-        departure::record(socket, &used.counters, departure_ns);
+        socket.departing_write_ns = socket.first_departure_ns;
+    }
+    if !claim.batch && opening::hold(socket) {
+        return Some(());
+    }
+    if departure::comes_before_write() && socket.first_departure_ns != 0 {
+        departure::record(socket, &used.counters, socket.first_departure_ns);
     }
     Some(())
 }
@@ -166,14 +198,35 @@ extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u6
     0
 }
 
-/// The cause of a write that found nothing pending: the latest read of its lane, if that connection carries several
-/// messages at once. Else it has none.
+/// Takes what the lane at `place` has read in a direction, for the multiplexed connection of this number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drain_for(place: u32, direction: u32, id: u32, drained: *mut Drained) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    if let (Some(lane), Some(drained)) = (lane::at(place), unsafe { drained.as_mut() }) {
+        *drained = lane.drain(direction as usize, u64::from(id) | BATCH);
+    }
+    0
+}
+
+/// The cause of a write that found nothing pending: the request whose connection seemed to be answered, or the latest
+/// read of its lane, if that connection carries several messages at once. Else it has none.
 #[inline(always)]
-fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim) -> Option<Claim> {
+fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follows: u32) -> Option<Claim> {
     let lane = lane::at(used.socket.lane)?;
+    let accepted = used.socket.role == ROLE_ACCEPTED;
+    if !accepted && follows != 0 {
+        // What was read has not gone on: the next write may be the message that it precedes.
+        used.socket.turn = turn;
+        count_local(used);
+        return None;
+    }
+    if !accepted && let Some(claim) = lane.reclaim(used.socket.upstream) {
+        return Some(claim);
+    }
     let latest = &lane.latest[used.outbound() as usize];
     // It is owed an answer, or may be a request.
-    let expected = turn == TURN_READING || used.socket.role != ROLE_ACCEPTED;
+    let expected = if accepted { turn == TURN_READING } else { size > RECORD_BYTES };
     if latest.arrival_ns.load() != 0 && expected {
         let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
@@ -181,26 +234,40 @@ fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim) -> Option<Claim> {
     if expected {
         latest.starved.add(1);
     }
-    if turn == TURN_READING && used.socket.role == ROLE_ACCEPTED {
+    if accepted && turn == TURN_READING {
         used.counters.add(counter!(seen), 1);
         used.counters.add(counter!(unmatched), 1);
     } else {
         // A later write of the same socket may still carry a message on.
         used.socket.turn = TURN_OWN;
         if turn != TURN_OWN {
-            used.counters.add(counter!(seen), 1);
-            used.counters.add(counter!(local), 1);
+            count_local(used);
         }
     }
     None
 }
 
-/// A write to a connection that carries several messages at once: it takes all that its lane has read.
+/// One message that begins and ends in the proxy.
 #[inline(always)]
-fn on_multiplexed(sk: *const c_void, used: Used<'_>) -> Option<()> {
-    let lane = lane::current(used.socket, used.tgid, used.tid)?.lane;
-    let mark = u64::from(used.socket.id) | BATCH;
-    let drained = lane.pending[used.outbound() as usize].drain(mark);
+fn count_local(used: &Used<'_>) {
+    used.counters.add(counter!(seen), 1);
+    used.counters.add(counter!(local), 1);
+}
+
+/// A write to a connection that carries several messages at once: it takes all that its lane has read, unless it is
+/// short and follows at once on what was read from that connection.
+#[inline(always)]
+fn on_multiplexed(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> {
+    let current = lane::current(used.socket, used.tgid, used.tid)?;
+    let lane = current.lane;
+    if size <= RECORD_BYTES
+        && !current.shared
+        && lane.has_just_read(used.inbound() as usize, u64::from(used.socket.id))
+    {
+        return None;
+    }
+    let mut drained = Drained::default();
+    drain_for(current.place, used.outbound() as u32, used.socket.id, &mut drained);
     let socket = used.socket;
     socket.turn = TURN_WRITING;
     let count = drained.singles + drained.batches;
@@ -225,51 +292,6 @@ fn on_multiplexed(sk: *const c_void, used: Used<'_>) -> Option<()> {
     socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
     socket.departing_class = CLASS_DRAINED;
     Some(())
-}
-
-/// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream. The request
-/// ends then.
-#[inline(always)]
-fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
-    if used.socket.role != ROLE_ACCEPTED || used.socket.pending_tag == 0 {
-        return false;
-    }
-    let ended = end_answered(used.socket, newest);
-    if ended == NOT_OWN {
-        return false;
-    }
-    used.counters.add(counter!(pending), u64::from(ended).wrapping_neg());
-    used.counters.add(counter!(local), u64::from(ended));
-    true
-}
-
-/// What [`end_answered`] says of a write that may be a response.
-const NOT_OWN: u32 = u32::MAX;
-
-/// As [`smp_agent_abi::lane::Lane::end_answered`], for what was read last on an accepted connection.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
-    // SAFETY: null, or of this type: the verifier checks the callers.
-    let Some(socket) = (unsafe { socket.as_mut() }) else { return NOT_OWN };
-    let Some(lane) = lane::at(socket.pending_lane) else { return NOT_OWN };
-    let place = socket.pending_lane;
-    let step = |moved: &mut Move| {
-        move_one(place, moved);
-    };
-    lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
-        .map_or(NOT_OWN, |ended| ended as u32)
-}
-
-/// [`smp_agent_abi::lane::Lane::move_one`] of the lane at `place`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn move_one(place: u32, moved: *mut Move) -> u32 {
-    // SAFETY: null, or of this type: the verifier checks the callers.
-    if let (Some(lane), Some(moved)) = (lane::at(place), unsafe { moved.as_mut() }) {
-        lane.move_one(moved);
-    }
-    0
 }
 
 /// `CLASS_NONE` is what a zeroed state says.

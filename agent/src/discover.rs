@@ -1,12 +1,10 @@
-//! Which processes are proxies, and where they listen: from `/proc`.
+//! Which processes are proxies: from `/proc`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use procfs::ProcError;
-use procfs::net::TcpState;
-use procfs::process::{FDTarget, Process, all_processes};
-use smp_agent_abi::names::listener_key;
+use procfs::process::{Process, all_processes};
 use thiserror::Error;
 
 /// Executables that are proxies without being asked for.
@@ -88,29 +86,6 @@ pub fn scan(targets: &[Target]) -> Result<Vec<Found>, DiscoverError> {
 pub fn look(pid: u32, targets: &[Target]) -> Option<Found> {
     let candidate = candidate(&Process::new(i32::try_from(pid).ok()?).ok()?)?;
     group(&[candidate], targets).pop()
-}
-
-/// Where the processes of a proxy listen, as keys of the `LISTENERS` map.
-pub fn listeners(members: &[u32]) -> HashSet<u64> {
-    members.iter().filter_map(|&pid| listeners_of(pid).ok()).flatten().collect()
-}
-
-fn listeners_of(pid: u32) -> Result<Vec<u64>, ProcError> {
-    let process = Process::new(pid.cast_signed())?;
-    let netns = process.namespaces()?;
-    let Some(netns) = netns.0.get(std::ffi::OsStr::new("net")) else { return Ok(Vec::new()) };
-    // Inode numbers of namespaces are 32 bits: `ns_common.inum`.
-    let inode = netns.identifier as u32;
-    let sockets: HashSet<_> = process
-        .fd()?
-        .filter_map(|fd| match fd.ok()?.target {
-            FDTarget::Socket(inode) => Some(inode),
-            _ => None,
-        })
-        .collect();
-    let entries = process.tcp()?.into_iter().chain(process.tcp6().unwrap_or_default());
-    let listening = entries.filter(|entry| entry.state == TcpState::Listen && sockets.contains(&entry.inode));
-    Ok(listening.map(|entry| listener_key(inode, entry.local_address.port())).collect())
 }
 
 fn candidate(process: &Process) -> Option<Candidate> {
@@ -205,13 +180,5 @@ mod tests {
     fn what_is_not_there_is_said() {
         assert!(matches!(scan(&[Target::Pid(u32::MAX)]), Err(DiscoverError::NoProcess(u32::MAX))));
         assert!(matches!(scan(&[Target::Name("no-such".into())]), Err(DiscoverError::NoName(_))));
-    }
-
-    #[test]
-    fn a_listener_of_this_process_is_found() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = u64::from(listener.local_addr().unwrap().port());
-        let keys = listeners(&[std::process::id()]);
-        assert!(keys.iter().any(|key| key & 0xffff == port), "{keys:?}");
     }
 }

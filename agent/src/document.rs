@@ -5,10 +5,11 @@ mod warning;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::hop::{Direction, Segment, series_index};
+use crate::histogram::Histogram;
+use crate::hop::{Direction, SERIES, Segment};
 use crate::node::Node;
 use crate::probe::Verdict;
-use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Window};
+use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, UnixConnections, Window};
 
 /// Version of the document's shape: a field that changes meaning or leaves makes it greater.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -78,6 +79,9 @@ pub struct ProxyMatching {
     pub exe: String,
     /// Its messages.
     pub matching: Matching,
+    /// Its connections that are not measured; absent without any.
+    #[serde(skip_serializing_if = "UnixConnections::is_empty")]
+    pub unix_connections: UnixConnections,
 }
 
 /// One distribution of latencies, ns.
@@ -166,14 +170,18 @@ impl ProxyMatching {
             pid: *pid,
             exe: exe.to_string_lossy().into_owned(),
             matching: proxy_window.matching.clone(),
+            unix_connections: proxy_window.unix,
         }
     }
 }
 
 impl Hop {
     /// `None` without samples.
-    fn new(proxy_window: &ProxyWindow, direction: Direction, segment: Segment) -> Option<Self> {
-        let series = &proxy_window.hops[series_index(direction, segment)];
+    fn new(
+        proxy_window: &ProxyWindow,
+        (direction, segment): (Direction, Segment),
+        series: &Histogram,
+    ) -> Option<Self> {
         Some(Self {
             proxy: proxy_window.proxy.name.clone(),
             pid: proxy_window.proxy.pid,
@@ -218,9 +226,8 @@ pub(crate) fn verdict_and_reason(verdict: &Verdict) -> (&'static str, Option<&st
 }
 
 fn hops(proxy_window: &ProxyWindow) -> impl Iterator<Item = Hop> + '_ {
-    Direction::ALL.into_iter().flat_map(move |direction| {
-        Segment::ALL.into_iter().filter_map(move |segment| Hop::new(proxy_window, direction, segment))
-    })
+    let series = SERIES.into_iter().zip(&proxy_window.hops);
+    series.filter_map(|(of, series)| Hop::new(proxy_window, of, series))
 }
 
 #[cfg(test)]

@@ -9,14 +9,23 @@ use smp_agent_abi::names;
 
 use crate::histogram::{Exact, Histogram};
 use crate::probe::{ProbeError, Probes};
-use crate::window::{Matching, Proxy, ProxyWindow, SelfUse, Snapshot};
+use crate::window::{Matching, Proxy, ProxyWindow, SelfUse, Snapshot, UnixConnections};
 
 /// Reads all counters of `proxies`. The order of the reads is that in which the kernel counts, backwards, so
 /// that a message is never in a class without having been seen.
-pub fn snapshot(probes: &Probes, proxies: &[Proxy], at: Timestamp) -> Result<Snapshot, ProbeError> {
+///
+/// `unix`, by slot, is what was seen beside the counters.
+pub fn snapshot(
+    probes: &Probes,
+    proxies: &[Proxy],
+    unix: &[UnixConnections],
+    at: Timestamp,
+) -> Result<Snapshot, ProbeError> {
     let read = |proxy: &Proxy| {
         let hops = histograms(probes, proxy.slot)?;
-        Ok(ProxyWindow { proxy: proxy.clone(), hops, matching: matching(probes, proxy.slot)? })
+        let matching = matching(probes, proxy.slot)?;
+        let unix = unix.get(proxy.slot as usize).copied().unwrap_or_default();
+        Ok(ProxyWindow { proxy: proxy.clone(), hops, matching, unix })
     };
     let proxies = proxies.iter().map(read).collect::<Result<_, ProbeError>>()?;
     Ok(Snapshot { at, proxies, programs: probes.runs(), self_use: self_use() })

@@ -1,6 +1,7 @@
 //! What a latency series is about: one proxy, one direction, one segment.
 
 use serde::Serialize;
+use smp_agent_abi::layout::SERIES_PER_PROXY;
 
 /// Which way a message crosses the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -24,6 +25,9 @@ pub enum Segment {
     Proxy,
     /// departure - write: the stack on the way out, waits for window or qdisc included.
     Egress,
+    /// Of requests only, once for each connection that the proxy opened and that carries one: from its connect call to
+    /// the write of the first request, with the handshakes of TCP and TLS. Part of that request's `proxy`.
+    Connect,
 }
 
 impl Direction {
@@ -40,9 +44,6 @@ impl Direction {
 }
 
 impl Segment {
-    /// All four, in the kernel's order.
-    pub const ALL: [Self; 4] = [Self::Hop, Self::Queue, Self::Proxy, Self::Egress];
-
     /// The name in every output.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -50,12 +51,44 @@ impl Segment {
             Self::Queue => "queue",
             Self::Proxy => "proxy",
             Self::Egress => "egress",
+            Self::Connect => "connect",
         }
     }
 }
 
-/// Position of (direction, segment) among a proxy's eight series, in the kernel's map and in
+/// Every series of a proxy, in the kernel's order.
+pub const SERIES: [(Direction, Segment); SERIES_PER_PROXY] = [
+    (Direction::Request, Segment::Hop),
+    (Direction::Request, Segment::Queue),
+    (Direction::Request, Segment::Proxy),
+    (Direction::Request, Segment::Egress),
+    (Direction::Request, Segment::Connect),
+    (Direction::Response, Segment::Hop),
+    (Direction::Response, Segment::Queue),
+    (Direction::Response, Segment::Proxy),
+    (Direction::Response, Segment::Egress),
+];
+
+/// Place of one of [`SERIES`] among them, in the kernel's map and in
 /// [`ProxyWindow`](crate::window::ProxyWindow).
 pub const fn series_index(direction: Direction, segment: Segment) -> usize {
-    direction as usize * Segment::ALL.len() + segment as usize
+    direction as usize * 5 + segment as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use smp_agent_abi::layout;
+
+    use super::*;
+
+    #[test]
+    fn every_series_is_in_its_place() {
+        for (place, (direction, segment)) in SERIES.into_iter().enumerate() {
+            assert_eq!(series_index(direction, segment), place);
+        }
+        let last = layout::series(1, layout::Direction::Response, layout::Segment::Egress);
+        assert_eq!(last as usize, 2 * SERIES_PER_PROXY - 1);
+        let connect = layout::series(0, layout::Direction::Request, layout::Segment::Connect);
+        assert_eq!(connect as usize, series_index(Direction::Request, Segment::Connect));
+    }
 }

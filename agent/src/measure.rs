@@ -2,23 +2,28 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsRawFd as _;
+use std::time::Instant;
 
 use aya::maps::{MapData, RingBuf};
 use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK};
 use smp_agent_abi::names;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::discover::{self, DiscoverError, Found, Target};
 use crate::drain;
 use crate::probe::{Options, ProbeError, Probes};
-use crate::window::{Proxy, Snapshot};
+use crate::window::{Proxy, Snapshot, UnixConnections};
 
 /// Ticks after a proxy has begun during which `/proc` is searched again: it may have forked workers and begun
 /// to listen before it was followed.
 const SETTLE_TICKS: u32 = 3;
+
+/// So many times as long as a look at the sockets took it is until the next one: looking takes at most 0.1 % of a core,
+/// however many files the processes of the node have open.
+const LOOK_PAUSE: u32 = 1_000;
 
 /// Why a measurement cannot start or go on.
 #[derive(Debug, Error)]
@@ -42,7 +47,9 @@ pub struct Measurement {
     proxies: Vec<Proxy>,
     /// Slot of each process that is followed.
     members: HashMap<u32, u32>,
-    listeners: HashSet<u64>,
+    /// By slot.
+    unix: Vec<UnixConnections>,
+    next_look: Instant,
     /// Proxies that found no slot, so that each is said once.
     refused: HashSet<u32>,
     settle_ticks: u32,
@@ -62,7 +69,7 @@ impl Measurement {
             reason = "its successor is unsafe; a ring buffer keeps its descriptor as long as it lives"
         )]
         let events = AsyncFd::new(probes.take_events()?).map_err(MeasureError::Events)?;
-        let begun = drain::snapshot(&probes, &[], clock::now())?;
+        let begun = drain::snapshot(&probes, &[], &[], clock::now())?;
         let mut new = Self {
             probes,
             events,
@@ -70,11 +77,12 @@ impl Measurement {
             targets,
             proxies: Vec::new(),
             members: HashMap::new(),
-            listeners: HashSet::new(),
+            unix: Vec::new(),
+            next_look: Instant::now(),
             refused: HashSet::new(),
             settle_ticks: 0,
         };
-        found.iter().try_for_each(|found| new.follow(found))?;
+        new.follow_all(&found)?;
         Ok(new)
     }
 
@@ -90,14 +98,15 @@ impl Measurement {
 
     /// All counters now. Messages go on crossing while it is taken, so single counters may be a few apart.
     pub fn snapshot(&self) -> Result<Snapshot, MeasureError> {
-        Ok(drain::snapshot(&self.probes, &self.proxies, clock::now())?)
+        Ok(drain::snapshot(&self.probes, &self.proxies, &self.unix, clock::now())?)
     }
 
     /// Detaches the probes and returns the counters as they stand still.
     pub fn finish(mut self) -> Result<Snapshot, MeasureError> {
         let at = clock::now();
         self.probes.detach()?;
-        Ok(drain::snapshot(&self.probes, &self.proxies, at)?)
+        self.look()?;
+        Ok(drain::snapshot(&self.probes, &self.proxies, &self.unix, at)?)
     }
 
     /// Waits for news of processes and acts on them. Cancel-safe.
@@ -115,11 +124,12 @@ impl Measurement {
 
     /// To be called about once a second.
     pub fn tick(&mut self) -> Result<(), MeasureError> {
-        if self.settle_ticks == 0 {
-            return Ok(());
+        if self.settle_ticks > 0 {
+            self.settle_ticks -= 1;
+            return self.rescan();
         }
-        self.settle_ticks -= 1;
-        self.rescan()
+        // Sockets are handed from process to process, and those of the Unix domain are seen in no other way.
+        if self.next_look <= Instant::now() { self.look() } else { Ok(()) }
     }
 
     fn on_process(&mut self, kind: u32, tgid: u32) -> Result<(), MeasureError> {
@@ -152,10 +162,36 @@ impl Measurement {
     fn rescan(&mut self) -> Result<(), MeasureError> {
         // A process asked for by number that has ended since is no error now.
         let Ok(found) = discover::scan(&self.targets) else { return Ok(()) };
-        found.iter().try_for_each(|found| self.follow(found))
+        self.follow_all(&found)
     }
 
-    /// Takes a proxy into the kernel's tables: first where it listens, then who it is.
+    fn follow_all(&mut self, found: &[Found]) -> Result<(), MeasureError> {
+        found.iter().try_for_each(|found| self.follow(found))?;
+        self.look()
+    }
+
+    /// Has the kernel look at the sockets of all that is followed.
+    fn look(&mut self) -> Result<(), MeasureError> {
+        let begun = Instant::now();
+        let mut now = vec![UnixConnections::default(); self.proxies.len()];
+        // A master shares its sockets with its workers.
+        let mut seen = HashSet::new();
+        for connection in self.probes.walk()? {
+            if let Some(unix) = now.get_mut(connection.proxy_slot as usize)
+                && seen.insert((connection.proxy_slot, connection.cookie))
+            {
+                unix.count(connection.role);
+            }
+        }
+        self.unix.resize(self.proxies.len(), UnixConnections::default());
+        self.unix.iter_mut().zip(now).for_each(|(most, now)| most.raise(now));
+        let took = begun.elapsed();
+        debug!("looking at the sockets took {} us", took.as_micros());
+        self.next_look = Instant::now() + took * LOOK_PAUSE;
+        Ok(())
+    }
+
+    /// Takes a proxy into the kernel's tables.
     fn follow(&mut self, found: &Found) -> Result<(), MeasureError> {
         let known = self.proxies.iter().find(|proxy| proxy.pid == found.pid && proxy.exe == found.exe);
         let slot = match known {
@@ -165,14 +201,6 @@ impl Measurement {
                 None => return Ok(()),
             },
         };
-        for key in discover::listeners(&found.members) {
-            if self.listeners.insert(key) {
-                self.probes
-                    .listeners()?
-                    .insert(key, slot, 0)
-                    .map_err(|source| ProbeError::Map { map: names::LISTENERS, source })?;
-            }
-        }
         for &pid in &found.members {
             if self.members.insert(pid, slot) != Some(slot) {
                 self.probes

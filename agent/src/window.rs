@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use smp_agent_abi::layout::{ROLE_ACCEPTED, SERIES_PER_PROXY};
 
 use crate::histogram::Histogram;
 use crate::probe::Verdict;
@@ -45,6 +46,17 @@ pub struct Matching {
     pub lost: BTreeMap<&'static str, u64>,
     /// Messages whose crossing is not complete, counted on its own in the kernel.
     pub in_flight: u64,
+}
+
+/// Connections of a proxy over Unix-domain sockets, whose messages are not measured: the most there were of either
+/// side when its sockets were looked at, which is about once a second. They are no counters: in a window they are as
+/// at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct UnixConnections {
+    /// Accepted by the proxy.
+    pub downstream: u64,
+    /// Opened by the proxy.
+    pub upstream: u64,
 }
 
 /// Run-time accounting of one program, as the kernel keeps it.
@@ -93,8 +105,10 @@ pub struct ProxyWindow {
     pub proxy: Proxy,
     /// Classes of its messages.
     pub matching: Matching,
-    /// Its eight series, by [`series_index`](crate::hop::series_index).
-    pub hops: [Histogram; 8],
+    /// What it has beside TCP.
+    pub unix: UnixConnections,
+    /// Its series, by [`series_index`](crate::hop::series_index).
+    pub hops: [Histogram; SERIES_PER_PROXY],
 }
 
 /// What happened between two snapshots: half-open, immutable.
@@ -163,6 +177,27 @@ impl Matching {
     }
 }
 
+impl UnixConnections {
+    /// Counts one by its `ROLE_*`.
+    pub(crate) const fn count(&mut self, role: u32) {
+        match role {
+            ROLE_ACCEPTED => self.downstream += 1,
+            _ => self.upstream += 1,
+        }
+    }
+
+    /// Takes the greater number of each side.
+    pub(crate) fn raise(&mut self, other: Self) {
+        self.downstream = self.downstream.max(other.downstream);
+        self.upstream = self.upstream.max(other.upstream);
+    }
+
+    /// True if there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.downstream == 0 && self.upstream == 0
+    }
+}
+
 impl ProgramRun {
     fn since(&self, earlier: Option<&Self>) -> Self {
         let (run_ns, run_count, missed) =
@@ -182,6 +217,7 @@ impl ProxyWindow {
         Self {
             proxy: self.proxy.clone(),
             matching: self.matching.since(&earlier.matching),
+            unix: self.unix,
             hops: std::array::from_fn(|series| self.hops[series].since(&earlier.hops[series])),
         }
     }

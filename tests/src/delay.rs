@@ -5,7 +5,7 @@
 //! each burst, not the nominal delay.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -13,11 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rustix::event::{Timespec, epoll};
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 
 /// The last part of a wait is spun, since a sleep ends late by the timer's slack and a wake-up.
 const SPIN: Duration = Duration::from_micros(100);
 /// Largest burst, bytes; longer ones are forwarded as several.
 const LARGEST_BURST_BYTES: usize = 64 * 1024;
+/// Connections that wait to be accepted: the standard library's number.
+const BACKLOG: i32 = 128;
 /// Epoll's name for the listening socket; sockets are named from 1 up.
 const LISTENER: u64 = 0;
 
@@ -91,12 +94,14 @@ struct Toy {
 }
 
 /// Forwards until the process ends. `listening` is called once, with the address in use; `closed` with the log of
-/// each connection when it ends.
+/// each connection when it ends. A `transparent` listener takes connections to other hosts' addresses, where the
+/// kernel is told to hand them over.
 ///
 /// # Errors
 /// When the address cannot be listened on, epoll fails, or a callback does. A connection that fails ends alone.
 pub fn run(
     listen: SocketAddr,
+    transparent: bool,
     upstream: SocketAddr,
     delays: Delays,
     listening: impl FnOnce(SocketAddr) -> Result<()>,
@@ -104,8 +109,8 @@ pub fn run(
 ) -> Result<()> {
     // The default slack of 50 us would eat half of the time that is left for spinning.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
-    let listener =
-        TcpListener::bind(listen).with_context(|| format!("the delay proxy cannot listen on {listen}"))?;
+    let listener = listen_on(listen, transparent)
+        .with_context(|| format!("the delay proxy cannot listen on {listen}"))?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
     listening(listener.local_addr()?)?;
@@ -131,6 +136,20 @@ pub fn run(
         }
         toy.write_due();
     }
+}
+
+fn listen_on(address: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_cloexec(true)?;
+    socket.set_reuse_address(true)?;
+    if transparent && address.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else if transparent {
+        socket.set_ip_transparent_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 impl Toy {

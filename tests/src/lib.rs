@@ -11,7 +11,8 @@
 //!
 //! [`netns::Bed`] makes the namespaces, [`process::Child`] starts what runs in them, [`proxy::Proxy`] and
 //! [`origin::Origin`] are such processes with a generated configuration, [`tools`] knows where `cargo xtask setup`
-//! put what is needed. Every one of them ends what it started when it is dropped, and [`live`] does the same when
+//! put what is needed. [`redirection`] leads connections to a proxy unasked, [`measuring::Measuring`] is the agent.
+//! Every one of them ends what it started when it is dropped, and [`live`] does the same when
 //! a signal ends this process instead.
 //!
 //! The truth: [`load`] sends requests with ids that [`backend`] returns, [`capture`] takes the packets on both sides
@@ -27,12 +28,14 @@ pub mod http;
 pub mod http2;
 pub mod live;
 pub mod load;
+pub mod measuring;
 pub mod netns;
 pub mod origin;
 pub mod process;
 pub mod protocol;
 pub mod proxy;
 pub mod python;
+pub mod redirection;
 pub mod tcp;
 pub mod tools;
 pub mod toy;

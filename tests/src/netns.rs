@@ -67,7 +67,7 @@ impl Netns {
         Ok(netns)
     }
 
-    fn ip<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    pub(crate) fn ip<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
         process::output(self.command(IP).args(arguments)).map(drop)
     }
 

@@ -37,13 +37,15 @@ pub enum Protocol {
     /// Two proxies, each in a network namespace of its own, mutual TLS between them carrying HTTP/1.1; plain HTTP/1.1
     /// towards client and server.
     MtlsH1,
+    /// As [`Protocol::MtlsH1`], with one connection between the two for each request.
+    MtlsH1Close,
     /// As [`Protocol::MtlsH1`], with HTTP/2 between the two.
     MtlsH2,
 }
 
 impl Protocol {
     /// All that the truth matrix has.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::H1,
         Self::H1Close,
         Self::H1Body(1),
@@ -66,12 +68,13 @@ impl Protocol {
         Self::Grpc(10),
         Self::Grpc(100),
         Self::MtlsH1,
+        Self::MtlsH1Close,
         Self::MtlsH2,
     ];
 
     /// Whether it takes two proxies.
     pub const fn takes_two(self) -> bool {
-        matches!(self, Self::MtlsH1 | Self::MtlsH2)
+        matches!(self, Self::MtlsH1 | Self::MtlsH1Close | Self::MtlsH2)
     }
 
     /// Whether the proxy itself answers the request with this id.
@@ -106,6 +109,7 @@ impl fmt::Display for Protocol {
             Self::H2(streams) => format!("h2-{streams}"),
             Self::Grpc(streams) => format!("grpc-{streams}"),
             Self::MtlsH1 => "mtls-h1".to_owned(),
+            Self::MtlsH1Close => "mtls-h1-close".to_owned(),
             Self::MtlsH2 => "mtls-h2".to_owned(),
         };
         formatter.pad(&name)
@@ -127,6 +131,7 @@ impl FromStr for Protocol {
             "tcp" => Some(Self::Tcp),
             "tcp-server-first" => Some(Self::TcpServerFirst),
             "mtls-h1" => Some(Self::MtlsH1),
+            "mtls-h1-close" => Some(Self::MtlsH1Close),
             "mtls-h2" => Some(Self::MtlsH2),
             _ => sized("h1-body-")
                 .map(|bytes| Self::H1Body(bytes as usize))

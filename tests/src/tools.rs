@@ -108,6 +108,14 @@ pub fn bedproxy() -> Result<PathBuf> {
     present(folder.join("bedproxy"), "cargo build --release --package smp-agent-tests --bins")
 }
 
+/// What sets up redirection.
+///
+/// # Errors
+/// When it is not there.
+pub fn nft() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/sbin/nft"), SETUP)
+}
+
 /// The packet capture.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! A proxy that holds bytes for a known time: the agent sees that time, in the right direction and segment.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use bed::delay::{Hold, Log};
 use bed::netns::{Bed, Family};
 use bed::process::Child;
+use bed::redirection::Redirection;
 use bed::tools;
 use serde_json::Value;
 
@@ -20,6 +22,8 @@ const BUDGET_NS: f64 = 2_000.0;
 const BUDGET_SHARE: f64 = 0.01;
 /// Largest error of a quantile of the agent's histogram, which has buckets; its mean is exact.
 const BUCKET_SHARE: f64 = 0.008;
+/// Where the proxy listens for what is redirected, as Istio's does.
+const REDIRECTED_PORT: u16 = 15_006;
 /// What the kernel may add on both ends while the proxy holds nothing: a wake-up on a busy machine. A fifth of the
 /// shortest delay, so a delay in the wrong segment does not pass for it.
 const KERNEL_MOST_NS: f64 = 200_000.0;
@@ -59,16 +63,43 @@ fn a_known_delay_is_seen_where_it_is_over_ipv6() {
     check_all(Family::V6);
 }
 
+#[test]
+fn a_connection_redirected_to_the_proxy_is_as_any_other() {
+    check_redirected(Redirection::Redirect);
+}
+
+#[test]
+fn a_connection_of_the_proxys_own_host_redirected_to_it_is_as_any_other() {
+    check_redirected(Redirection::RedirectOwn);
+}
+
+#[test]
+fn a_connection_that_keeps_the_servers_address_is_as_any_other() {
+    check_redirected(Redirection::Tproxy);
+}
+
 fn check_all(family: Family) {
     let cases: &[Case] = if tools::emulated() { &EMULATED_CASES } else { &CASES };
     for case in cases {
-        check(case, family);
+        check(case, family, None);
     }
 }
 
-fn check(case: &Case, family: Family) {
-    let name = format!("{family:?}, request held {} us, response {} us", case.request_us, case.response_us);
-    let (log, document) = run(case, family).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+/// The first message counts as all others do: the connection is known for the proxy's before its first use.
+fn check_redirected(redirection: Redirection) {
+    let cases = if tools::emulated() { &EMULATED_CASES[1..] } else { &CASES[1..3] };
+    for family in [Family::V4, Family::V6] {
+        for case in cases {
+            check(case, family, Some(redirection));
+        }
+    }
+}
+
+fn check(case: &Case, family: Family, redirection: Option<Redirection>) {
+    let how = redirection.map(|redirection| format!(", {redirection:?}")).unwrap_or_default();
+    let name =
+        format!("{family:?}{how}, request held {} us, response {} us", case.request_us, case.response_us);
+    let (log, document) = run(case, family, redirection).unwrap_or_else(|error| panic!("{name}: {error:#}"));
     let matching = &document["matching"];
     let messages = 2 * case.requests;
     assert_eq!(
@@ -115,26 +146,41 @@ fn check(case: &Case, family: Family) {
 }
 
 /// Starts all of it, lets the agent measure the load, and returns the proxy's log and the agent's document.
-fn run(case: &Case, family: Family) -> Result<(Log, Value)> {
-    let dir = dir(case, family)?;
+fn run(case: &Case, family: Family, redirection: Option<Redirection>) -> Result<(Log, Value)> {
+    let dir = dir(case, family, redirection)?;
     let bed = Bed::new()?;
-    let (listen, upstream) = (Bed::proxy_address(family), Bed::server_address(family));
+    let upstream = Bed::server_address(family);
+    let any = if family == Family::V4 { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+    // Whoever is redirected calls the server.
+    let (listen, target) = match redirection {
+        None => (Bed::proxy_address(family), Bed::proxy_address(family)),
+        Some(redirection) => {
+            redirection.install(&bed, upstream, REDIRECTED_PORT)?;
+            (SocketAddr::new(any, REDIRECTED_PORT), upstream)
+        }
+    };
+    let own = redirection == Some(Redirection::RedirectOwn);
+    let (client, user) = if own { (&bed.proxy, Redirection::PROXY_USER) } else { (&bed.client, 0) };
 
     let mut backend = bed.server.command(PROGRAMS);
     backend.args(["backend", "--listen", &upstream.to_string()]);
     let mut backend = Child::start("backend", &backend, &dir)?;
     backend.wait_for_port(upstream, LONGEST)?;
 
-    let mut toy = bed.proxy.command(PROGRAMS);
-    toy.args(["delayproxy", "--listen", &listen.to_string(), "--upstream", &upstream.to_string()]);
+    let mut toy = bed.proxy.command("/usr/bin/setpriv");
+    toy.args(["--reuid", &user.to_string(), PROGRAMS, "delayproxy", "--listen", &listen.to_string()]);
+    toy.args(["--upstream", &upstream.to_string()]);
+    if redirection == Some(Redirection::Tproxy) {
+        toy.arg("--transparent");
+    }
     toy.args(["--request-us", &case.request_us.to_string(), "--response-us", &case.response_us.to_string()]);
     let mut toy = Child::start("delayproxy", &toy, &dir)?;
     toy.wait_for_port(listen, LONGEST)?;
 
     let mut agent = Command::new(tools::agent()?);
     agent.args(["run", "--proxy", &toy.pid().to_string(), "--out"]).arg(&dir).arg("--");
-    agent.args(bed.client.wrap(PROGRAMS));
-    agent.args(["load", "--target", &listen.to_string(), "--connections", "1", "--seconds", "60"]);
+    agent.args(client.wrap(PROGRAMS));
+    agent.args(["load", "--target", &target.to_string(), "--connections", "1", "--seconds", "60"]);
     agent.args(["--requests", &case.requests.to_string()]);
     let mut agent = Child::start("smp-agent", &agent, &dir)?;
     let status = agent.wait_for(Duration::from_secs(90))?;
@@ -152,8 +198,8 @@ fn run(case: &Case, family: Family) -> Result<(Log, Value)> {
     Ok((held, serde_json::from_slice(&document)?))
 }
 
-fn dir(case: &Case, family: Family) -> Result<PathBuf> {
-    let name = format!("delay-{family:?}-{}-{}", case.request_us, case.response_us);
+fn dir(case: &Case, family: Family, redirection: Option<Redirection>) -> Result<PathBuf> {
+    let name = format!("delay-{family:?}-{redirection:?}-{}-{}", case.request_us, case.response_us);
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),

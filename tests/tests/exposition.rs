@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use bed::python;
 use serde::Deserialize;
 use smp_agent::exposition;
+use smp_agent::hop::SERIES;
 use tokio::sync::watch;
 
 mod synthetic;
@@ -94,21 +95,18 @@ fn every_series_has_its_histogram() -> Result<()> {
     let families = parse(&rendered()?)?;
     let latency = &families["smp_hop_latency_seconds"];
     for proxy in synthetic::snapshot(3).proxies {
-        for direction in smp_agent::hop::Direction::ALL {
-            for segment in smp_agent::hop::Segment::ALL {
-                let labels = [
-                    ("proxy", proxy.proxy.name.as_str()),
-                    ("direction", direction.as_str()),
-                    ("segment", segment.as_str()),
-                ];
-                let series = &proxy.hops[smp_agent::hop::series_index(direction, segment)];
-                same(latency.value("smp_hop_latency_seconds_count", &labels)?, series.count() as f64);
-                same(latency.value("smp_hop_latency_seconds_sum", &labels)?, series.sum_ns() as f64 / 1e9);
-                let mut labels = labels.to_vec();
-                labels.push(("le", "0.001"));
-                let up_to = latency.value("smp_hop_latency_seconds_bucket", &labels)?;
-                same(up_to, series.count_up_to(1_000_000) as f64);
-            }
+        for ((direction, segment), series) in SERIES.into_iter().zip(&proxy.hops) {
+            let labels = [
+                ("proxy", proxy.proxy.name.as_str()),
+                ("direction", direction.as_str()),
+                ("segment", segment.as_str()),
+            ];
+            same(latency.value("smp_hop_latency_seconds_count", &labels)?, series.count() as f64);
+            same(latency.value("smp_hop_latency_seconds_sum", &labels)?, series.sum_ns() as f64 / 1e9);
+            let mut labels = labels.to_vec();
+            labels.push(("le", "0.001"));
+            let up_to = latency.value("smp_hop_latency_seconds_bucket", &labels)?;
+            same(up_to, series.count_up_to(1_000_000) as f64);
         }
     }
     Ok(())

@@ -21,7 +21,7 @@
 mod own;
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, ENTRIES, Pending, position_of};
+use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending, position_of};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 pub use own::Move;
@@ -57,6 +57,8 @@ pub struct Lane<W> {
     /// Accepted connections that closed while their request was at a server, less opened ones that closed before their
     /// response: so many responses will go nowhere, or, below zero, requests were or will be sent again.
     gone: W,
+    /// Tag of the request that seemed to be answered by the proxy itself when that was the last thing it did; else 0.
+    ended: W,
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -98,6 +100,8 @@ pub struct Latest<W> {
     pub read_ns: W,
     /// Writes that found nothing pending since this connection was read first.
     pub starved: W,
+    /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
+    pub several: W,
 }
 
 impl<W: Word> Latest<W> {
@@ -212,6 +216,35 @@ impl<W: Word> Lane<W> {
         });
     }
 
+    /// The name of the connection that the request of this tag was written to; 0 if it was not.
+    #[inline(always)]
+    pub fn carrier(&self, request: u64) -> u64 {
+        self.pending[REQUEST].remembered(request).map_or(0, |entry| entry.upstream.load())
+    }
+
+    /// Takes every message for a write to a multiplexed connection: see [`Pending::drain`].
+    #[inline(always)]
+    pub fn drain(&self, direction: usize, mark: u64) -> Drained {
+        self.writing.store(1);
+        self.pending[direction & 1].drain(mark)
+    }
+
+    /// Forgets what was read together with others and was not written on in the turn after: control records.
+    #[inline(always)]
+    pub fn forget_stale(&self, direction: usize) {
+        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load());
+    }
+
+    /// Whether the last thing this thread did was to read the connection of this number, in that direction, and
+    /// nothing of the other direction is left from before.
+    #[inline(always)]
+    pub fn has_just_read(&self, direction: usize, id: u64) -> bool {
+        let other = direction & 1 ^ 1;
+        self.writing.load() == 0
+            && self.latest[direction & 1].id.load() == id
+            && self.pending[other].front() >= self.turn_start[other].load()
+    }
+
     /// Takes the request that a write to the connection `upstream` carries on. `random` decides where no habit holds:
     /// any bits, different each time. `newest` is what [`Lane::newest`] says where threads share the lane, else 0.
     #[inline(always)]
@@ -230,13 +263,33 @@ impl<W: Word> Lane<W> {
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
         if claim.tag != 0 {
-            set.of(claim.tag).upstream.store(upstream);
-            if let Some(place) = self.upstreams.get(upstream) {
-                place.carries.store(claim.tag);
-                place.asked.store(turn.end.max(position_of(claim.tag) + 1));
-            }
+            self.note_asked(claim.tag, upstream, turn.end);
         }
         Claim { downstream: next_downstream, ..claim }
+    }
+
+    /// Says that the request of this tag was written to the connection `upstream`; `turn_end` is the position behind its
+    /// turn.
+    #[inline(always)]
+    fn note_asked(&self, request: u64, upstream: u64, turn_end: u64) {
+        self.pending[REQUEST].of(request).upstream.store(upstream);
+        if let Some(place) = self.upstreams.get(upstream) {
+            place.carries.store(request);
+            place.asked.store(turn_end.max(position_of(request) + 1));
+        }
+    }
+
+    /// Takes the request that seemed to be answered by the proxy itself, for a write to the connection `upstream` that
+    /// finds no other: what was written before was a control record, not an answer. `None` if there is none, or something
+    /// was read since.
+    #[inline(always)]
+    pub fn reclaim(&self, upstream: u64) -> Option<Claim> {
+        let request = self.ended.load();
+        self.ended.store(0);
+        let entry = self.pending[REQUEST].remembered(request)?;
+        self.note_asked(request, upstream, 0);
+        let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
+        Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
     }
 
     /// Takes the response that a write to the connection `downstream` carries on. `request` is the tag of what was
@@ -329,8 +382,10 @@ impl<W: Word> Lane<W> {
         set.blur(newest)
     }
 
+    /// Says that something was read: a turn begins with it, or it belongs to the latest.
     #[inline(always)]
-    fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
+    pub fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
+        self.ended.store(0);
         if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() || self.shared.load() != 0 {
             return;
         }
@@ -443,6 +498,8 @@ impl<W: Word> Lane<W> {
     pub fn clear(&self) -> u64 {
         self.order.iter().for_each(Order::clear);
         self.upstreams.clear();
+        self.ended.store(0);
+        self.latest.iter().for_each(|latest| latest.several.store(0));
         self.shared.store(0);
         self.gone.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));

@@ -2,8 +2,8 @@
 
 use crate::bucket::BUCKETS;
 
-/// Latency series of one proxy: two directions by four segments, in the order of [`series`].
-pub const SERIES_PER_PROXY: usize = 8;
+/// Latency series of one proxy: five segments of requests, then four of responses, in the order of [`series`].
+pub const SERIES_PER_PROXY: usize = 9;
 
 /// Which way a message crosses the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +27,15 @@ pub enum Segment {
     Proxy = 2,
     /// departure - write.
     Egress = 3,
+    /// Of requests only, once for each opened connection that carries one: from the proxy's connect call to the write
+    /// of the first request on it, TCP and TLS handshake included.
+    Connect = 4,
 }
 
-/// Place of a series in the `SERIES` map.
+/// Place of a series in the `SERIES` map. There is none of [`Segment::Connect`] of responses.
 #[inline(always)]
 pub const fn series(proxy_slot: u32, direction: Direction, segment: Segment) -> u32 {
-    proxy_slot * SERIES_PER_PROXY as u32 + direction as u32 * 4 + segment as u32
+    proxy_slot * SERIES_PER_PROXY as u32 + direction as u32 * 5 + segment as u32
 }
 
 /// One latency distribution: counts that only grow, and what is kept exactly beside them.
@@ -55,7 +58,7 @@ pub struct Series {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Loss {
-    /// Its arrival was not seen: the connection was there before the agent, or a probe run was skipped.
+    /// Its arrival was not seen: the connection was there before the agent and in use, or a probe run was skipped.
     NoArrival = 0,
     /// It was written, and its socket went on or closed before its first segment was seen leaving.
     NoDeparture = 1,
@@ -102,6 +105,18 @@ pub struct Tally {
     pub lost: [u64; LOSSES],
 }
 
+/// A connection of a proxy over a Unix-domain socket, which is not measured; from kernel to user space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct UnixConnection {
+    /// The kernel's number for the proxy's end of it.
+    pub cookie: u64,
+    /// Slot of the proxy.
+    pub proxy_slot: u32,
+    /// `ROLE_*`.
+    pub role: u32,
+}
+
 /// What happened to a process, from kernel to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -119,21 +134,25 @@ pub const PROCESS_FORK: u32 = 2;
 /// A tracked process ended.
 pub const PROCESS_EXIT: u32 = 3;
 
-/// The role is not known yet.
-pub const ROLE_UNKNOWN: u32 = 0;
+/// Slot of no proxy: it is not known yet whose socket it is.
+pub const NO_PROXY: u32 = u32::MAX;
+
 /// The proxy accepted the connection: downstream.
 pub const ROLE_ACCEPTED: u32 = 1;
 /// The proxy opened the connection: upstream.
 pub const ROLE_OPENED: u32 = 2;
 
-/// Neither a read nor a write was seen on the socket yet.
-pub const TURN_NONE: u32 = 0;
+/// The connection was there before, and which way its last message went is not known: the next read or write may be the
+/// middle of one, so what it begins gets no latency.
+pub const TURN_UNKNOWN: u32 = 0;
 /// The last message-carrying call on the socket was a read.
 pub const TURN_READING: u32 = 1;
 /// The last message-carrying call on the socket was a write.
 pub const TURN_WRITING: u32 = 2;
 /// The last call on the socket was a write for which there was no cause: a control record, or the proxy's own request.
 pub const TURN_OWN: u32 = 3;
+/// Neither a read nor a write yet.
+pub const TURN_NONE: u32 = 4;
 
 /// No crossing awaits its departure on the socket.
 pub const CLASS_NONE: u32 = 0;
@@ -145,15 +164,38 @@ pub const CLASS_AMBIGUOUS: u32 = 2;
 /// Several messages await their departure on the socket.
 pub const CLASS_DRAINED: u32 = 3;
 
-/// Arrivals of segments that a multiplexed socket remembers until they are read.
+/// What awaits its departure on the socket is held until it is clear whether it was a message.
+pub const CLASS_HELD: u32 = 4;
+
+/// Arrivals of segments that a multiplexed socket remembers; one less wait to be read.
 pub const NOTED: usize = 8;
 
-/// From here up a socket is taken to carry several messages at once, unless threads share its lane: there a write may
-/// find nothing for other reasons. So late that threads which hand over work are known by then.
-pub const MULTIPLEXED: u32 = 1024;
+/// What is no longer may be a control record between messages: two `WINDOW_UPDATE` frames (RFC 9113 6.9: 13 bytes each)
+/// in a record of TLS 1.2 with AES-GCM (RFC 5288: 29 bytes more). A `PING` has 17 bytes (6.7), an acknowledged
+/// `SETTINGS` 9 (6.5), a record of TLS 1.3 22 more than its content (RFC 8446 5.2).
+pub const RECORD_BYTES: usize = 55;
+
+/// From here up a socket is taken to carry several messages at once. Threads that hand over work let writes find
+/// nothing too, until that is known of them: after that the count starts anew.
+pub const MULTIPLEXED: u32 = 256;
 
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;
+
+/// The same where another connection of its side is known to carry several messages at once.
+pub const OTHERS_WEIGHT: u32 = 64;
+
+/// Where connections of one proxy lead. Key of the map `HANDSHAKES`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Destination {
+    /// IPv6 address in network order, or an IPv4 address mapped into one.
+    pub address: [u64; 2],
+    /// TCP port in network order.
+    pub port: u32,
+    /// Slot of the proxy.
+    pub proxy_slot: u32,
+}
 
 /// State of one proxy socket, in the kernel only. All zero is a valid start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,9 +205,15 @@ pub struct Socket {
     pub arrival_ns: u64,
     /// When bytes last became ready.
     pub ready_ns: u64,
-    /// When the connection was accepted by the kernel; 0 if it was there before. Bytes that came with the end of
-    /// the handshake arrived then.
+    /// When the connection was established, for an opened one with the handshake that its destination is known for; 0
+    /// if it was there before. Bytes that came to an accepted one with the end of TCP's handshake arrived then.
     pub established_ns: u64,
+    /// Of an opened connection whose opening was not recorded yet: when the proxy began to connect; 0 else.
+    pub connecting_ns: u64,
+    /// ... when its first request was written, if it is not clear yet that it was one.
+    pub connected_ns: u64,
+    /// Where an opened connection leads.
+    pub destination: Destination,
     /// The crossing that awaits its departure: when its message arrived (0: not seen).
     pub departing_arrival_ns: u64,
     /// ... when the proxy read it.
@@ -199,7 +247,11 @@ pub struct Socket {
     pub role: u32,
     /// `TURN_*`.
     pub turn: u32,
-    /// Slot of the proxy.
+    /// `OPENING_*` of [`opening`](crate::opening).
+    pub opening: u32,
+    /// While the opening is being learned: sequence numbers of the first and the second write, and of the first byte read.
+    pub opening_seq: [u32; 3],
+    /// Slot of the proxy, or [`NO_PROXY`].
     pub proxy_slot: u32,
     /// Process that last used the socket; 0 before the first use.
     pub tgid: u32,
@@ -213,6 +265,8 @@ pub struct Socket {
     pub downstream: u32,
     /// First byte that was not read when last looked at; 0 when it is not known.
     pub copied_seq: u32,
+    /// First byte of what was read last: of the message, or of the segments if it is multiplexed.
+    pub start_seq: u32,
     /// Messages since it last went from one thread to another.
     pub settled: u32,
     /// How much speaks for it carrying several messages at once; from [`MULTIPLEXED`] up it is taken to.
@@ -227,6 +281,8 @@ pub struct Socket {
     pub waits: u32,
     /// How many messages await their departure together.
     pub drained_count: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// Marks the owner of a lane as a process whose threads share it. Thread ids have 22 bits (`PID_MAX_LIMIT` of the
@@ -239,10 +295,14 @@ const _: () = {
     assert!(offset_of!(Series, counts) == 32);
     assert!(size_of::<Tally>() == 64 + 8 * LOSSES);
     assert!(offset_of!(Tally, lost) == 64);
+    assert!(size_of::<UnixConnection>() == 16);
+    assert!(offset_of!(UnixConnection, proxy_slot) == 8);
+    assert!(offset_of!(UnixConnection, role) == 12);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
-    assert!(size_of::<Socket>() == (13 + NOTED) * 8 + (17 + NOTED) * 4 + 4);
-    assert!(offset_of!(Socket, pending_lane) == (13 + NOTED) * 8);
+    assert!(size_of::<Destination>() == 24);
+    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (24 + NOTED) * 4);
+    assert!(offset_of!(Socket, pending_lane) == (18 + NOTED) * 8);
 };
 
 #[cfg(feature = "user")]

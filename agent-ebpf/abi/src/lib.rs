@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod lane;
 pub mod layout;
 pub mod names;
+pub mod opening;
 mod order;
 pub mod pending;
 pub mod upstreams;

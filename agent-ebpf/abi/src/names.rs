@@ -18,6 +18,8 @@ pub const MOVES: &str = "MOVES";
 pub const RECENT: &str = "RECENT";
 /// `Stack<u32>`: places in `LANES` that are free.
 pub const FREE_PLACES: &str = "FREE_PLACES";
+/// `LruHashMap<Destination, u32>`: [`Knowledge`](crate::opening::Knowledge) of how connections to a destination begin.
+pub const HANDSHAKES: &str = "HANDSHAKES";
 /// `RingBuf` of [`ProcessEvent`](crate::layout::ProcessEvent).
 pub const EVENTS: &str = "EVENTS";
 

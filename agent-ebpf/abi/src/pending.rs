@@ -11,6 +11,9 @@ pub const ENTRIES: usize = 1024;
 /// How many ended entries at the front are cleared away before a claim.
 const CLEAR_STEPS: usize = 32;
 
+/// How many entries at the front are looked at for what was no message; more than one read adds.
+const FORGET_STEPS: usize = 16;
+
 /// How many entries at the front one claim may pass over after that.
 const TAKE_STEPS: usize = 8;
 
@@ -294,7 +297,7 @@ impl<W: Word> Pending<W> {
     /// Takes every message, up to [`DRAIN`] of them, for the connection of that mark. Returns where they lie: some in
     /// between may not be its own, see [`Pending::drained`].
     #[inline(always)]
-    pub fn drain(&self, mark: u64) -> Drained {
+    pub(crate) fn drain(&self, mark: u64) -> Drained {
         let tail = self.tail.load();
         let start = self.clear_front();
         let mut drained = Drained { start, end: start, singles: 0, batches: 0 };
@@ -331,6 +334,19 @@ impl<W: Word> Pending<W> {
     #[inline(always)]
     pub fn push_batch(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
         self.push(arrival_ns, read_ns, BATCH, 0).map(|pushed| pushed >> STATE_BITS)
+    }
+
+    /// Forgets the oldest messages before the position `stale` that were read together with others: they were none.
+    #[inline(always)]
+    pub(crate) fn forget_before(&self, stale: u64) {
+        let mut position = self.front();
+        for _ in 0..FORGET_STEPS {
+            if position >= stale {
+                break;
+            }
+            self.forget(position);
+            position += 1;
+        }
     }
 
     /// Forgets the message at this position, if it was read together with others and nobody has claimed it.
@@ -374,6 +390,31 @@ impl<W: Word> Pending<W> {
             position += 1;
         }
         false
+    }
+
+    /// Whether a request was written to a connection; true of one that is not remembered.
+    #[inline(always)]
+    pub fn went_on(&self, pushed_tag: u64) -> bool {
+        self.remembered(pushed_tag).is_none_or(|entry| entry.upstream.load() != 0)
+    }
+
+    /// When a message was read that is still live.
+    #[inline(always)]
+    pub fn read_ns(&self, pushed_tag: u64) -> Option<u64> {
+        let position = pushed_tag >> STATE_BITS;
+        let entry = self.entry(position);
+        (position >= self.head.load() && entry.tag.load() == tag(position, LIVE))
+            .then(|| entry.read_ns.load())
+    }
+
+    /// Says that a message begins later than it was thought to, if it waits.
+    #[inline(always)]
+    pub fn restamp(&self, pushed_tag: u64, arrival_ns: u64, read_ns: u64) {
+        if self.read_ns(pushed_tag).is_some() {
+            let entry = self.of(pushed_tag);
+            entry.arrival_ns.store(arrival_ns);
+            entry.read_ns.store(read_ns);
+        }
     }
 
     /// Whether a message waits.

@@ -41,6 +41,24 @@ pub struct Upstream<W> {
     /// While that waits for its response: the position behind the turn it is from, as another one of that turn may
     /// have been meant; [`NOWHERE`] if whoever asked has gone. 0 while nothing waits.
     pub(crate) asked: W,
+    /// What is held of its first request, in the order of [`Held`].
+    held: [W; 5],
+}
+
+/// A request that was written to a connection of which it is not clear yet with what it begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Held {
+    /// When it arrived, ns; 0 when that was not seen.
+    pub arrival_ns: u64,
+    /// When it was read, ns.
+    pub read_ns: u64,
+    /// When it was written, ns.
+    pub write_ns: u64,
+    /// When it left, ns; 0 if it has not yet.
+    pub departure_ns: u64,
+    /// `CLASS_*` of it.
+    pub class: u32,
 }
 
 /// What a connection says that it was asked for when its response will go nowhere.
@@ -154,6 +172,55 @@ impl<W: Word> Upstreams<W> {
             }
         }
         0
+    }
+
+    /// Holds what was written to the connection of that name. False if it is not remembered.
+    #[inline(always)]
+    pub fn hold(&self, name: u64, held: Held) -> bool {
+        let Some(place) = self.get(name) else { return false };
+        let [arrival, read, write, departure, class] = &place.held;
+        arrival.store(held.arrival_ns);
+        read.store(held.read_ns);
+        write.store(held.write_ns);
+        departure.store(held.departure_ns);
+        class.store(u64::from(held.class));
+        true
+    }
+
+    /// Says when what is held of the connection of that name has left.
+    #[inline(always)]
+    pub fn depart(&self, name: u64, departure_ns: u64) {
+        if let Some(place) = self.get(name) {
+            place.held[3].store(departure_ns);
+        }
+    }
+
+    /// Whether something is held of the connection of that name.
+    #[inline(always)]
+    pub fn holds(&self, name: u64) -> bool {
+        self.get(name).is_some_and(|place| place.held[4].load() != 0)
+    }
+
+    /// Hands out what is held of the connection of that name, once, whichever CPUs ask.
+    #[inline(always)]
+    pub fn release(&self, name: u64) -> Option<Held> {
+        let place = self.get(name)?;
+        let [arrival, read, write, departure, class] = &place.held;
+        let held = Held {
+            arrival_ns: arrival.load(),
+            read_ns: read.load(),
+            write_ns: write.load(),
+            departure_ns: departure.load(),
+            class: class.load() as u32,
+        };
+        (held.class != 0 && class.swap_if(u64::from(held.class), 0)).then_some(held)
+    }
+
+    /// The name of the connection that is forgotten when the next one joins; what is held of it is to be released
+    /// before. 0 if there is none.
+    #[inline(always)]
+    pub fn oldest(&self) -> u64 {
+        self.places[(self.joined.load() + 1) as usize % UPSTREAMS].name.load()
     }
 
     /// Forgets all of them.

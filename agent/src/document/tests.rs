@@ -1,13 +1,15 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use smp_agent_abi::layout::SERIES_PER_PROXY;
 
 use super::*;
 use crate::histogram::Histogram;
+use crate::hop::series_index;
 
 /// One Envoy with 1,000 request crossings of 1 to 1,000 us and an idle nginx, in a window of 2 s.
 pub(crate) fn window() -> Window {
-    let mut hops: [Histogram; 8] = Default::default();
+    let mut hops: [Histogram; SERIES_PER_PROXY] = Default::default();
     for us in 1..=1_000 {
         hops[series_index(Direction::Request, Segment::Hop)].record(us * 1_000);
         hops[series_index(Direction::Request, Segment::Queue)].record(us * 100);
@@ -39,10 +41,11 @@ pub(crate) fn window() -> Window {
         opened: "2026-11-23T10:00:00.25Z".parse().unwrap(),
         closed: "2026-11-23T10:00:02.25Z".parse().unwrap(),
         proxies: vec![
-            ProxyWindow { proxy: proxy(0, 4242, "envoy"), matching, hops },
+            ProxyWindow { proxy: proxy(0, 4242, "envoy"), matching, unix: UnixConnections::default(), hops },
             ProxyWindow {
                 proxy: proxy(1, 77, "nginx"),
                 matching: Matching::default(),
+                unix: UnixConnections::default(),
                 hops: Default::default(),
             },
         ],
@@ -171,9 +174,15 @@ fn warnings_for_programs_and_clamped_values() {
     window.programs[0].missed = 18;
     window.programs[2].verdict = Verdict::Failed("permission denied".into());
     window.proxies[0].hops[0].record(61_000_000_000);
+    window.proxies[1].unix = UnixConnections { downstream: 1, upstream: 16 };
     let warnings = document(&window).warnings;
-    assert_eq!(warnings.len(), 3);
+    assert_eq!(warnings.len(), 4);
     assert_eq!(warnings[0], "program arrival on tp_btf/sock_recv_length is not attached: permission denied");
-    assert!(warnings[1].contains("skipped 18 times (0.100 % of its events)"), "{warnings:?}");
-    assert!(warnings[2].contains("1 samples above 60 s"), "{warnings:?}");
+    assert!(
+        warnings[1].starts_with("nginx (pid 77) has connections over Unix-domain sockets"),
+        "{warnings:?}"
+    );
+    assert!(warnings[1].contains("1 from clients, 16 to servers"), "{warnings:?}");
+    assert!(warnings[2].contains("skipped 18 times (0.100 % of its events)"), "{warnings:?}");
+    assert!(warnings[3].contains("1 samples above 60 s"), "{warnings:?}");
 }

@@ -2,7 +2,7 @@
 
 use crate::histogram::Histogram;
 use crate::probe::Verdict;
-use crate::window::{ProxyWindow, Window};
+use crate::window::{ProxyWindow, UnixConnections, Window};
 
 /// Share of messages without a latency from which a result says so on top.
 const UNACCOUNTED_SHARE: f64 = 0.01;
@@ -25,6 +25,7 @@ pub(super) fn of(window: &Window) -> Vec<String> {
         _ => None,
     }));
     warnings.extend(window.proxies.iter().filter_map(unaccounted));
+    warnings.extend(window.proxies.iter().filter_map(over_unix));
     warnings.extend(window.programs.iter().filter(|run| run.missed > 0).map(|run| {
         let share = 100.0 * run.missed as f64 / (run.missed + run.run_count) as f64;
         format!(
@@ -51,6 +52,17 @@ fn unaccounted(proxy_window: &ProxyWindow) -> Option<String> {
         matching.unmatched,
         lost.concat()
     ))
+}
+
+fn over_unix(proxy_window: &ProxyWindow) -> Option<String> {
+    let UnixConnections { downstream, upstream } = proxy_window.unix;
+    (!proxy_window.unix.is_empty()).then(|| {
+        format!(
+            "{} (pid {}) has connections over Unix-domain sockets, which are not measured: {downstream} from clients, \
+             {upstream} to servers (the most at one look); what crosses between one of them and TCP counts as local",
+            proxy_window.proxy.name, proxy_window.proxy.pid
+        )
+    })
 }
 
 fn clamped(proxy_window: &ProxyWindow) -> Option<String> {

@@ -11,8 +11,8 @@ use prometheus_client::registry::Unit;
 use super::Latest;
 use crate::document::verdict_and_reason;
 use crate::histogram::Histogram;
-use crate::hop::{Direction, Segment, series_index};
-use crate::window::{ProgramRun, ProxyWindow, Snapshot};
+use crate::hop::SERIES;
+use crate::window::{ProgramRun, ProxyWindow, Snapshot, UnixConnections};
 
 /// Upper bounds of the buckets, ns: 1-2-5 from 10 us to 10 s. A value within 0.79 % above one may count below it.
 const BOUNDS_NS: [u64; 19] = [
@@ -109,21 +109,17 @@ impl Page<'_> {
     }
 
     fn hops(&mut self, proxies: &[Labelled<'_>]) -> Result<(), Error> {
-        let help = "Time a message spent in a proxy or in one segment of it";
+        let help = "Time a message spent in a proxy or in one segment of it, or (connect) its upstream connection took to open";
         let mut family = self.family("smp_hop_latency", Some(&Unit::Seconds), MetricType::Histogram, help)?;
         for proxy in proxies {
-            for direction in Direction::ALL {
-                for segment in Segment::ALL {
-                    let series = &proxy.window.hops[series_index(direction, segment)];
-                    let labels =
-                        proxy.with([("direction", direction.as_str()), ("segment", segment.as_str())]);
-                    family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
-                        series.sum_ns() as f64 / NS_PER_SECOND,
-                        series.count(),
-                        &buckets(series),
-                        None,
-                    )?;
-                }
+            for ((direction, segment), series) in SERIES.into_iter().zip(&proxy.window.hops) {
+                let labels = proxy.with([("direction", direction.as_str()), ("segment", segment.as_str())]);
+                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                    series.sum_ns() as f64 / NS_PER_SECOND,
+                    series.count(),
+                    &buckets(series),
+                    None,
+                )?;
             }
         }
         Ok(())
@@ -159,6 +155,14 @@ impl Page<'_> {
         let mut family = self.family("smp_messages_local", None, MetricType::Counter, help)?;
         for proxy in proxies {
             counter(&mut family, &proxy.labels()[..], &proxy.window.matching.local)?;
+        }
+        let help = "Connections over Unix-domain sockets, which are not measured: the most at one look";
+        let mut family = self.family("smp_unix_connections", None, MetricType::Gauge, help)?;
+        for proxy in proxies {
+            let UnixConnections { downstream, upstream } = proxy.window.unix;
+            for (side, count) in [("downstream", downstream), ("upstream", upstream)] {
+                family.encode_family(&proxy.with([("side", side)]))?.encode_gauge(&count)?;
+            }
         }
         let help = "Messages whose crossing is not complete";
         let mut family = self.family("smp_messages_in_flight", None, MetricType::Gauge, help)?;

@@ -4,10 +4,11 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::document::tests::window;
-use crate::window::{SelfUse, Window};
+use crate::window::{SelfUse, UnixConnections, Window};
 
 fn snapshot() -> Arc<Snapshot> {
-    let Window { proxies, programs, .. } = window();
+    let Window { mut proxies, programs, .. } = window();
+    proxies[1].unix = UnixConnections { downstream: 1, upstream: 16 };
     let at = Timestamp::from_second(1_800_000_000).unwrap();
     Arc::new(Snapshot {
         at,
@@ -45,6 +46,7 @@ fn values_of_a_snapshot() {
         r#"smp_messages_lost_total{proxy="envoy",pid="4242",reason="set_full"} 2"#,
         r#"smp_messages_local_total{proxy="envoy",pid="4242"} 7"#,
         r#"smp_messages_in_flight{proxy="envoy",pid="4242"} 1"#,
+        r#"smp_unix_connections{proxy="nginx",pid="77",side="upstream"} 16"#,
         r#"smp_bpf_program_verdict{program="arrival",hook="sock_recv_length",verdict="unsupported"} 1"#,
         r#"smp_bpf_program_run_seconds_total{program="read",hook="sock_recv_length"} 0.0018"#,
         r#"smp_bpf_program_runs_total{program="read",hook="sock_recv_length"} 18000"#,

@@ -98,14 +98,34 @@ impl Btf {
     /// Byte offset of a field, for example `("sock", ["__sk_common", "skc_num"])`. Anonymous structs and
     /// unions on the way need not be named. `None` if there is no such field or it is a bit field.
     pub fn offset_of(&self, of_struct: &str, path: &[&str]) -> Option<u32> {
-        let mut id = *self.structs.get(of_struct)?;
-        let mut bits = 0;
+        let place = self.place_of(of_struct, path)?;
+        (place.width == 0 && place.bits % 8 == 0).then_some(place.bits / 8)
+    }
+
+    /// Offset in bits of a bit field that is one bit wide; the path as in [`Btf::offset_of`].
+    pub fn bit_of(&self, of_struct: &str, path: &[&str]) -> Option<u32> {
+        let place = self.place_of(of_struct, path)?;
+        (place.width == 1).then_some(place.bits)
+    }
+
+    /// Value of the constant of this name, of whichever enumeration.
+    pub fn constant(&self, name: &str) -> Option<u32> {
+        self.types.iter().find_map(|&at| {
+            let record = self.record(at).ok().filter(|record| record.kind == KIND_ENUM)?;
+            let mut entries = (0..record.length as usize).map(|index| at + 12 + index * 8);
+            let entry = entries
+                .find(|&entry| word(&self.bytes, entry).is_ok_and(|offset| self.is_name(offset, name)))?;
+            word(&self.bytes, entry + 4).ok()
+        })
+    }
+
+    fn place_of(&self, of_struct: &str, path: &[&str]) -> Option<Member> {
+        let mut place = Member { bits: 0, width: 0, of_type: *self.structs.get(of_struct)? };
         for step in path {
-            let (member_bits, member_type) = self.member(id, step)?;
-            bits += member_bits;
-            id = self.resolve(member_type)?;
+            let member = self.member(self.resolve(place.of_type)?, step)?;
+            place = Member { bits: place.bits + member.bits, ..member };
         }
-        (bits % 8 == 0).then_some(bits / 8)
+        Some(place)
     }
 
     /// True if the kernel has this tracepoint in a form `tp_btf` programs attach to.
@@ -120,8 +140,8 @@ impl Btf {
         })
     }
 
-    /// Offset in bits and type of a member, looking into anonymous members.
-    fn member(&self, id: u32, name: &str) -> Option<(u32, u32)> {
+    /// A member of a struct or union, looking into anonymous members.
+    fn member(&self, id: u32, name: &str) -> Option<Member> {
         let at = *self.types.get(id.checked_sub(1)? as usize)?;
         let record = self.record(at).ok()?;
         if record.kind != KIND_STRUCT && record.kind != KIND_UNION {
@@ -133,16 +153,16 @@ impl Btf {
             let member_type = word(&self.bytes, member + 4).ok()?;
             let offset = word(&self.bytes, member + 8).ok()?;
             // With the kind flag the upper byte is the width of a bit field.
-            let bits = if record.kind_flag { offset & 0x00ff_ffff } else { offset };
+            let (bits, width) =
+                if record.kind_flag { (offset & 0x00ff_ffff, offset >> 24) } else { (offset, 0) };
             if member_name == name {
-                let is_bit_field = record.kind_flag && offset >> 24 != 0;
-                return (!is_bit_field).then_some((bits, member_type));
+                return Some(Member { bits, width, of_type: member_type });
             }
             if !member_name.is_empty() {
                 return None;
             }
-            let (inner_bits, inner_type) = self.member(self.resolve(member_type)?, name)?;
-            Some((bits + inner_bits, inner_type))
+            let inner = self.member(self.resolve(member_type)?, name)?;
+            Some(Member { bits: bits + inner.bits, ..inner })
         })
     }
 
@@ -184,6 +204,14 @@ impl Btf {
     }
 }
 
+/// Where a field is in its struct.
+struct Member {
+    bits: u32,
+    /// Of a bit field, in bits; 0 of any other.
+    width: u32,
+    of_type: u32,
+}
+
 struct Record {
     name: u32,
     length: u32,
@@ -220,7 +248,8 @@ mod tests {
     use super::*;
 
     /// BTF of: `struct inner { int a; int b; }; typedef struct inner alias;`
-    /// `struct outer { int x; union { int u; alias named; }; int bits:3; }; typedef int btf_trace_thing; void act(void);`
+    /// `struct outer { int x; union { int u; alias named; }; int bits:3; int bit:1; }; typedef int btf_trace_thing;`
+    /// `void act(void); enum { ONE = 1, SEVEN = 7 };`
     fn sample() -> Vec<u8> {
         let mut strings = vec![0];
         let mut text = |name: &str| {
@@ -234,11 +263,13 @@ mod tests {
         types.extend([text("inner"), KIND_STRUCT << 24 | 2, 8, text("a"), 1, 0, text("b"), 1, 32]);
         types.extend([text("alias"), KIND_TYPEDEF << 24, 2]);
         types.extend([0, KIND_UNION << 24 | 2, 8, text("u"), 1, 0, text("named"), 3, 0]);
-        types.extend([text("outer"), 1 << 31 | KIND_STRUCT << 24 | 3, 16]);
-        types.extend([text("x"), 1, 0, 0, 4, 32, text("bits"), 1, 3 << 24 | 0x60]);
+        types.extend([text("outer"), 1 << 31 | KIND_STRUCT << 24 | 4, 16]);
+        types.extend([text("x"), 1, 0, 0, 4, 32]);
+        types.extend([text("bits"), 1, 3 << 24 | 0x60, text("bit"), 1, 1 << 24 | 0x63]);
         types.extend([text("btf_trace_thing"), KIND_TYPEDEF << 24, 1]);
         types.extend([0, KIND_FUNC_PROTO << 24, 0]);
         types.extend([text("act"), KIND_FUNC << 24, 7]);
+        types.extend([0, KIND_ENUM << 24 | 2, 4, text("ONE"), 1, text("SEVEN"), 7]);
         let types_bytes = types.len() as u32 * 4;
         let header = [24, 0, types_bytes, types_bytes, strings.len() as u32];
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
@@ -253,6 +284,16 @@ mod tests {
         assert_eq!(btf.offset_of("outer", &["x"]), Some(0));
         assert_eq!(btf.offset_of("outer", &["u"]), Some(4));
         assert_eq!(btf.offset_of("outer", &["named", "b"]), Some(8));
+    }
+
+    #[test]
+    fn single_bits_and_constants() {
+        let btf = Btf::parse(sample()).unwrap();
+        assert_eq!(btf.bit_of("outer", &["bit"]), Some(0x63));
+        assert_eq!(btf.bit_of("outer", &["bits"]), None);
+        assert_eq!(btf.bit_of("outer", &["x"]), None);
+        assert_eq!((btf.constant("ONE"), btf.constant("SEVEN")), (Some(1), Some(7)));
+        assert_eq!((btf.constant("SEVE"), btf.constant("act")), (None, None));
     }
 
     #[test]

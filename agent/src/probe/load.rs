@@ -1,8 +1,11 @@
 //! Loading: the object with this kernel's offsets, then its programs one by one.
 
+use std::fs::File;
+use std::io;
+
 use aya::programs::fentry::FEntryLinkId;
 use aya::programs::tp_btf::BtfTracePointLinkId;
-use aya::programs::{BtfTracePoint, FEntry, ProgramError};
+use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use smp_agent_abi::layout::SERIES_PER_PROXY;
 use smp_agent_abi::names;
@@ -20,6 +23,9 @@ pub(super) const THREADS_PER_PROXY: u32 = 4;
 const SHARING_THREADS_PER_PROXY: u32 = 64;
 /// Processes that belong to proxies, per proxy, on average: workers are processes for some.
 const PROCESSES_PER_PROXY: u32 = 64;
+/// Destinations of which it is remembered how connections to them begin, per proxy, on average; the least recent are
+/// forgotten.
+const DESTINATIONS_PER_PROXY: u32 = 256;
 /// Listening ports of proxies, per proxy, on average.
 const LISTENERS_PER_PROXY: u32 = 64;
 
@@ -33,6 +39,7 @@ pub(super) fn choose(btf: &Btf, without: &[String]) -> Vec<Verdict> {
             return Verdict::Unsupported(match program.hook {
                 Hook::Tracepoint(name) => format!("this kernel has no tracepoint {name}"),
                 Hook::Entry(name) => format!("this kernel has no function {name}"),
+                Hook::Iterator(name) => format!("this kernel has no iterator {name}"),
             });
         }
         let mut fields = program.fields.iter().copied().flatten();
@@ -82,6 +89,7 @@ fn load_told(
         .map_max_entries(names::LANES, places)
         .map_max_entries(names::MOVES, options.max_proxies)
         .map_max_entries(names::RECENT, options.max_proxies * SHARING_THREADS_PER_PROXY)
+        .map_max_entries(names::HANDSHAKES, options.max_proxies * DESTINATIONS_PER_PROXY)
         .map_max_entries(names::FREE_PLACES, places);
     let offsets: Vec<_> = offsets::FIELDS
         .iter()
@@ -90,6 +98,11 @@ fn load_told(
     for (global, offset) in &offsets {
         loader.override_global(global, offset, true);
     }
+    // A kernel without that bit has no such sockets, which a mask of 0 says.
+    let transparent = offsets::transparent(btf).unwrap_or_default();
+    let (byte, mask) = (u64::from(transparent.byte), u64::from(transparent.mask));
+    loader.override_global("TCP_TRANSPARENT", &byte, true);
+    loader.override_global("TCP_TRANSPARENT_MASK", &mask, true);
     let write_after_departure = u64::from(write_after_departure);
     loader.override_global("WRITE_AFTER_DEPARTURE", &write_after_departure, true);
     let mut ebpf = loader.load(OBJECT)?;
@@ -115,15 +128,24 @@ fn load_program(ebpf: &mut Ebpf, program: &Program, kernel: &aya::Btf) -> Result
     match program.hook {
         Hook::Tracepoint(name) => find::<BtfTracePoint>(ebpf, program.name)?.load(name, kernel),
         Hook::Entry(name) => find::<FEntry>(ebpf, program.name)?.load(name, kernel),
+        Hook::Iterator(name) => find::<Iter>(ebpf, program.name)?.load(name, kernel),
     }
 }
 
-/// Attaches a loaded program.
-pub(super) fn attach(ebpf: &mut Ebpf, program: &Program) -> Result<Link, ProgramError> {
-    match program.hook {
-        Hook::Tracepoint(_) => find::<BtfTracePoint>(ebpf, program.name)?.attach().map(Link::Tracepoint),
-        Hook::Entry(_) => find::<FEntry>(ebpf, program.name)?.attach().map(Link::Entry),
-    }
+/// Attaches a loaded program; one that is only run when asked has nothing to be attached to.
+pub(super) fn attach(ebpf: &mut Ebpf, program: &Program) -> Result<Option<Link>, ProgramError> {
+    Ok(match program.hook {
+        Hook::Tracepoint(_) => Some(Link::Tracepoint(find::<BtfTracePoint>(ebpf, program.name)?.attach()?)),
+        Hook::Entry(_) => Some(Link::Entry(find::<FEntry>(ebpf, program.name)?.attach()?)),
+        Hook::Iterator(_) => None,
+    })
+}
+
+/// What a walk of an iterator's program finds: to be read to its end, which is the walk.
+pub(super) fn walk(ebpf: &mut Ebpf, program: &str) -> io::Result<File> {
+    let program = find::<Iter>(ebpf, program).map_err(io::Error::other)?;
+    let link = program.attach().and_then(|link| program.take_link(link)).map_err(io::Error::other)?;
+    link.into_file().map_err(io::Error::other)
 }
 
 /// What keeps a program attached.

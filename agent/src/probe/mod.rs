@@ -1,14 +1,14 @@
 //! The programs: loading, attaching, and what became of each. Dropping [`Probes`] detaches everything.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, Stack};
 use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfError};
-use smp_agent_abi::layout::{Series, Tally};
+use smp_agent_abi::layout::{Series, Tally, UnixConnection};
 use smp_agent_abi::names;
 use thiserror::Error;
 
@@ -24,7 +24,7 @@ pub use verdict::Verdict;
 use crate::window::ProgramRun;
 use btf::{Btf, BtfError, VMLINUX};
 use load::Link;
-use programs::{Hook, PROGRAMS, Program};
+use programs::{Hook, PROGRAMS, Program, WALK};
 
 /// Why nothing can be measured.
 #[derive(Debug, Error)]
@@ -66,6 +66,12 @@ pub enum ProbeError {
         /// What the kernel said.
         source: ProgramError,
     },
+    /// The sockets of proxies cannot be looked at.
+    #[error("walking the sockets of proxies: {source}")]
+    Walk {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A stamp has no working program.
     #[error(
         "hops cannot be measured: {program} ({hook}): {reason}; `smp-agent doctor` shows the whole table"
@@ -88,6 +94,18 @@ pub struct Probes {
     max_proxies: u32,
     /// Keeps the kernel's run-time statistics on.
     _statistics: Option<OwnedFd>,
+}
+
+/// One record of a walk.
+fn unix_connection(bytes: &[u8]) -> Option<UnixConnection> {
+    let (cookie, rest) = bytes.split_first_chunk()?;
+    let (proxy_slot, rest) = rest.split_first_chunk()?;
+    let (role, _) = rest.split_first_chunk()?;
+    Some(UnixConnection {
+        cookie: u64::from_ne_bytes(*cookie),
+        proxy_slot: u32::from_ne_bytes(*proxy_slot),
+        role: u32::from_ne_bytes(*role),
+    })
 }
 
 /// What the agent may be told about loading.
@@ -191,9 +209,13 @@ impl Probes {
         self.map_mut(names::PROXIES)
     }
 
-    /// Where proxies listen.
-    pub fn listeners(&mut self) -> Result<HashMap<&mut MapData, u64, u32>, ProbeError> {
-        self.map_mut(names::LISTENERS)
+    /// Looks at all sockets of the processes in [`Probes::proxies`], in whichever network namespace: follows where they
+    /// listen and the connections that are not followed yet, and returns those that cannot be.
+    pub fn walk(&mut self) -> Result<Vec<UnixConnection>, ProbeError> {
+        let failed = |source| ProbeError::Walk { source };
+        let mut found = Vec::new();
+        load::walk(&mut self.ebpf, WALK).map_err(failed)?.read_to_end(&mut found).map_err(failed)?;
+        Ok(found.chunks_exact(size_of::<UnixConnection>()).filter_map(unix_connection).collect())
     }
 
     /// News of processes; can be taken once.
@@ -237,7 +259,7 @@ impl Probes {
                 continue;
             }
             match load::attach(&mut self.ebpf, program) {
-                Ok(link) => self.links.push((program.name, link)),
+                Ok(link) => self.links.extend(link.map(|link| (program.name, link))),
                 Err(error) => *verdict = Verdict::of(program.hook, &error),
             }
         }

@@ -24,14 +24,25 @@ macro_rules! fields {
 
 fields! {
     SOCK_NUM = "sock"."__sk_common"."skc_num";
+    SOCK_DPORT = "sock"."__sk_common"."skc_dport";
+    SOCK_V6_DADDR = "sock"."__sk_common"."skc_v6_daddr";
     SOCK_NET = "sock"."__sk_common"."skc_net"."net";
     SOCK_STATE = "sock"."__sk_common"."skc_state";
     SOCK_OWNED = "sock"."sk_lock"."owned";
+    SOCK_TYPE = "sock"."sk_type";
+    SOCK_BACKLOG = "sock"."sk_max_ack_backlog";
     SOCK_SHUTDOWN = "sock"."sk_shutdown";
     NET_INUM = "net"."ns"."inum";
     TCP_COPIED_SEQ = "tcp_sock"."copied_seq";
     TCP_RCV_NXT = "tcp_sock"."rcv_nxt";
     TCP_WRITE_SEQ = "tcp_sock"."write_seq";
+    MSG_COUNT = "msghdr"."msg_iter"."count";
+    TCP_LAST_SENT = "tcp_sock"."lsndtime";
+    TCP_LAST_RECEIVED = "tcp_sock"."inet_conn"."icsk_ack"."lrcvtime";
+    SOCKET_SK = "socket"."sk";
+    UNIX_ADDRESS = "unix_sock"."addr";
+    UNIX_PEER = "unix_sock"."peer";
+    WALK_OUTPUT = "bpf_iter_meta"."seq";
     SKB_SK = "sk_buff"."sk";
     SKB_CB = "sk_buff"."cb";
     SKB_LEN = "sk_buff"."len";
@@ -43,8 +54,28 @@ fields! {
     TASK_TGID = "task_struct"."tgid";
 }
 
-/// The fields that name a socket's local end.
-pub(super) const LOCAL_END: &[Field] = &[SOCK_NUM, SOCK_NET, NET_INUM];
+/// The fields that name a socket's local end and its side of the proxy.
+pub(super) const ROLE: &[Field] = &[SOCK_BACKLOG, SOCK_NUM, SOCK_NET, NET_INUM];
+
+/// One bit of a kernel struct.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bit {
+    /// Offset of its byte.
+    pub byte: u32,
+    /// The bit in that byte.
+    pub mask: u8,
+}
+
+/// Which bit of a `tcp_sock` says that the socket is transparent: a bit field before Linux 6.6, a numbered bit of
+/// `inet_flags` since. `None` if this kernel has neither.
+pub fn transparent(btf: &Btf) -> Option<Bit> {
+    let start = btf.offset_of("tcp_sock", &["inet_conn", "icsk_inet"])?;
+    let numbered =
+        || Some(btf.offset_of("inet_sock", &["inet_flags"])? * 8 + btf.constant("INET_FLAGS_TRANSPARENT")?);
+    let bit = btf.bit_of("inet_sock", &["transparent"]).or_else(numbered)?;
+    // Little-endian: the numbering of bits goes on from byte to byte.
+    Some(Bit { byte: start + bit / 8, mask: 1 << (bit % 8) })
+}
 
 impl Field {
     /// Its offset in bytes, if this kernel has it.

@@ -4,11 +4,13 @@ use std::fmt;
 
 use super::btf::Btf;
 use super::offsets::{
-    Field, LOCAL_END, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
-    SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, TASK_PID, TASK_TGID, TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_WRITE_SEQ,
+    Field, MSG_COUNT, ROLE, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
+    SOCK_DPORT, SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, SOCK_TYPE, SOCK_V6_DADDR, SOCKET_SK, TASK_PID,
+    TASK_TGID, TCP_COPIED_SEQ, TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT, TCP_WRITE_SEQ, UNIX_ADDRESS,
+    UNIX_PEER, WALK_OUTPUT,
 };
 
-use Hook::{Entry, Tracepoint};
+use Hook::{Entry, Iterator, Tracepoint};
 
 /// What a program contributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub enum Purpose {
     Departure,
     /// Connections begin and end.
     Connections,
+    /// The sockets that were there before.
+    Sockets,
     /// Processes begin and end while the agent watches.
     Processes,
 }
@@ -49,13 +53,15 @@ pub enum Hook {
     Tracepoint(&'static str),
     /// Where a function of the kernel begins (`fentry`).
     Entry(&'static str),
+    /// At each of the kernel's objects of a kind, when user space asks for a walk (`iter`).
+    Iterator(&'static str),
 }
 
 impl Hook {
     /// Its name in the kernel.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Tracepoint(name) | Self::Entry(name) => name,
+            Self::Tracepoint(name) | Self::Entry(name) | Self::Iterator(name) => name,
         }
     }
 
@@ -64,6 +70,7 @@ impl Hook {
         match self {
             Self::Tracepoint(_) => "tp_btf",
             Self::Entry(_) => "fentry",
+            Self::Iterator(_) => "iter",
         }
     }
 
@@ -72,6 +79,8 @@ impl Hook {
         match self {
             Self::Tracepoint(name) => btf.has_tracepoint(name),
             Self::Entry(name) => btf.has_function(name),
+            // As `Iter::load` asks for it.
+            Self::Iterator(name) => btf.has_function(&format!("bpf_iter_{name}")),
         }
     }
 }
@@ -106,6 +115,9 @@ const SKB: &[Field] = &[SKB_SK, SKB_LEN, SKB_DATA_LEN, SKB_HEAD, SKB_DATA, SKB_T
 /// The fallback write program, which runs after the send; it says so to the departure program.
 pub(super) const WRITE_RETURN: &str = "write_return";
 
+/// The program that walks the sockets of proxies.
+pub(super) const WALK: &str = "walk";
+
 /// All programs, in the order in which they are attached: a message is first noticed by `read`, so everything
 /// that follows a read is in place before it.
 pub const PROGRAMS: &[Program] = &[
@@ -131,7 +143,17 @@ pub const PROGRAMS: &[Program] = &[
         name: "state",
         hook: Tracepoint("inet_sock_set_state"),
         purpose: Purpose::Connections,
-        fields: &[&[TCP_COPIED_SEQ], LOCAL_END],
+        fields: &[&[SOCK_DPORT, SOCK_V6_DADDR, TCP_COPIED_SEQ], ROLE],
+    },
+    Program {
+        name: WALK,
+        hook: Iterator("task_file"),
+        purpose: Purpose::Sockets,
+        fields: &[
+            &[TASK_TGID, SOCKET_SK, SOCK_STATE, SOCK_TYPE, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT],
+            &[TCP_COPIED_SEQ, TCP_RCV_NXT, TCP_LAST_SENT, TCP_LAST_RECEIVED],
+            ROLE,
+        ],
     },
     Program {
         name: "arrival",
@@ -161,36 +183,36 @@ pub const PROGRAMS: &[Program] = &[
         name: "write",
         hook: Tracepoint("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[MSG_COUNT, TCP_COPIED_SEQ, TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: "write_entry",
         hook: Entry("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
-        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[SOCK_STATE, TCP_COPIED_SEQ, TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: WRITE_RETURN,
         hook: Tracepoint("sock_send_length"),
         purpose: Purpose::Write,
-        fields: &[&[TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: "write_pages",
         hook: Entry("do_tcp_sendpages"),
         purpose: Purpose::WritePages,
-        fields: &[&[SOCK_STATE, TCP_WRITE_SEQ], LOCAL_END],
+        fields: &[&[SOCK_STATE, TCP_COPIED_SEQ, TCP_WRITE_SEQ], ROLE],
     },
     Program {
         name: "read",
         hook: Tracepoint("tcp_rcv_space_adjust"),
         purpose: Purpose::Read,
-        fields: &[&[SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
+        fields: &[&[SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT], ROLE],
     },
     Program {
         name: "read_return",
         hook: Tracepoint("sock_recv_length"),
         purpose: Purpose::Read,
-        fields: &[&[TCP_COPIED_SEQ, TCP_RCV_NXT], LOCAL_END],
+        fields: &[&[SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT], ROLE],
     },
 ];

@@ -6,12 +6,12 @@ use crate::hop::{Direction, Segment, series_index};
 const HOP: usize = series_index(Direction::Request, Segment::Hop);
 
 fn proxy(slot: u32, matching: Matching, hop_ns: &[u64]) -> ProxyWindow {
-    let mut hops: [Histogram; 8] = Default::default();
+    let mut hops: [Histogram; SERIES_PER_PROXY] = Default::default();
     for &value_ns in hop_ns {
         hops[HOP].record(value_ns);
     }
     let proxy = Proxy { slot, pid: 100 + slot, name: "envoy".into(), exe: "/usr/bin/envoy".into() };
-    ProxyWindow { proxy, matching, hops }
+    ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops }
 }
 
 fn program(run_ns: u64, run_count: u64, missed: u64, verdict: Verdict) -> ProgramRun {

@@ -67,6 +67,7 @@ impl Server {
             | Protocol::H1Checked
             // What is between the proxies is theirs alone.
             | Protocol::MtlsH1
+            | Protocol::MtlsH1Close
             | Protocol::MtlsH2 => Self::Http1(http1::Server::new(protocol)),
             Protocol::Tcp | Protocol::TcpServerFirst => Self::Tcp(tcp::Server::new(protocol)),
             Protocol::H2(_) | Protocol::Grpc(_) => Self::Http2,

@@ -54,6 +54,9 @@ enum Program {
         /// Where to listen; port 0 takes a free one.
         #[arg(long, value_name = "IP:PORT")]
         listen: SocketAddr,
+        /// Take connections to other hosts' addresses; needs the capability to administer the network.
+        #[arg(long)]
+        transparent: bool,
         /// Where to forward to.
         #[arg(long, value_name = "IP:PORT")]
         upstream: SocketAddr,
@@ -74,12 +77,14 @@ fn main() -> Result<()> {
             say(&serde_json::to_string(&tally)?)
         }
         Program::Backend { listen, protocol } => backend::run(listen, protocol, listening),
-        Program::Delayproxy { listen, upstream, request_us, response_us } => {
+        Program::Delayproxy { listen, transparent, upstream, request_us, response_us } => {
             let delays = delay::Delays {
                 request: Duration::from_micros(request_us),
                 response: Duration::from_micros(response_us),
             };
-            delay::run(listen, upstream, delays, listening, |log| say(&serde_json::to_string(log)?))
+            delay::run(listen, transparent, upstream, delays, listening, |log| {
+                say(&serde_json::to_string(log)?)
+            })
         }
     }
 }

@@ -142,6 +142,7 @@ impl Client {
             | Protocol::H1Checked
             // What is between the proxies is theirs alone.
             | Protocol::MtlsH1
+            | Protocol::MtlsH1Close
             | Protocol::MtlsH2 => Self::Http1(http1::Client::new(protocol)),
             Protocol::Tcp | Protocol::TcpServerFirst => Self::Tcp(tcp::Client::new(protocol)),
             Protocol::H2(streams) => Self::Http2(http2::Client::plain(streams)),

@@ -118,6 +118,17 @@ fn health_check() -> Value {
     })
 }
 
+/// A cluster's options for HTTP/1.1 on connections that are closed after a request each.
+pub(crate) fn one_request_a_connection() -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": typed("upstreams.http.v3.HttpProtocolOptions"),
+            "common_http_protocol_options": {"max_requests_per_connection": 1},
+            "explicit_http_config": {"http_protocol_options": {}},
+        },
+    })
+}
+
 fn tcp_filter() -> Value {
     json!({
         "name": "envoy.filters.network.tcp_proxy",

@@ -164,7 +164,7 @@ impl Layer {
             Protocol::Tcp | Protocol::TcpServerFirst => Some(Self::Tcp),
             Protocol::H2(_) => Some(Self::Http2),
             Protocol::Grpc(_) => Some(Self::Grpc),
-            Protocol::MtlsH1 | Protocol::MtlsH2 => None,
+            Protocol::MtlsH1 | Protocol::MtlsH1Close | Protocol::MtlsH2 => None,
         }
     }
 }

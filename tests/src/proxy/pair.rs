@@ -42,7 +42,7 @@ impl Pair {
         dir: &Path,
     ) -> Result<Self> {
         let between = match protocol {
-            Protocol::MtlsH1 => Layer::Http1,
+            Protocol::MtlsH1 | Protocol::MtlsH1Close => Layer::Http1,
             Protocol::MtlsH2 => Layer::Http2,
             _ => bail!("{protocol} takes one proxy, not a pair"),
         };
@@ -131,15 +131,15 @@ fn envoy_commands(
         "DownstreamTlsContext",
         json!({"require_client_certificate": true, "common_tls_context": context}),
     );
+    let mut between_cluster = envoy::cluster(client.upstream, between, upstream);
+    if client.protocol == Protocol::MtlsH1Close {
+        between_cluster["typed_extension_protocol_options"] = envoy::one_request_a_connection();
+    }
     let command = |spec: &Spec<'_>, listener: &Value, cluster: &Value| {
         envoy::command(spec.workers, spec.netns, listener, cluster, spec.dir)
     };
     Ok([
-        command(
-            client,
-            &envoy::listener(client.listen, Layer::Http1, None),
-            &envoy::cluster(client.upstream, between, upstream),
-        )?,
+        command(client, &envoy::listener(client.listen, Layer::Http1, None), &between_cluster)?,
         command(
             server,
             &envoy::listener(server.listen, between, downstream),
@@ -187,6 +187,8 @@ fn haproxy_commands(
     ]
     .map(|(label, secret)| format!("{label} %[ssl_fc_client_random,hex] %[{secret}]"))
     .into();
+    // After each response the connection to the server is closed, that to the client kept.
+    let closing = if client.protocol == Protocol::MtlsH1Close { "option http-server-close" } else { "" };
     let plain = haproxy::Config {
         mode: "http",
         bind: "",
@@ -197,7 +199,7 @@ fn haproxy_commands(
         backend: "",
     };
     Ok([
-        haproxy::command(client, &haproxy::Config { server: &server_words, ..plain })?,
+        haproxy::command(client, &haproxy::Config { server: &server_words, frontend: closing, ..plain })?,
         haproxy::command(
             server,
             &haproxy::Config {

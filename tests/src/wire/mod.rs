@@ -178,7 +178,7 @@ impl Wire {
                     Side::Downstream => &sides.downstream,
                     Side::Upstream => &sides.upstream,
                 };
-                let new = || Stream::new(carried.messages(packet.direction));
+                let new = || Stream::new(carried.messages(packet.direction, packet.opener));
                 let name = (packet.side, packet.direction, packet.opener);
                 let stream = streams.entry(name).or_insert_with(new);
                 if packet.opens {

@@ -1,5 +1,6 @@
 //! The bytes of one direction of a connection, in order, and the messages in them.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
@@ -63,14 +64,15 @@ impl Carried {
         }
     }
 
-    /// What reads a connection of which nothing was seen.
-    pub(super) fn messages(&self, direction: Direction) -> Messages {
+    /// What reads a connection of which nothing was seen, opened by `opener`.
+    pub(super) fn messages(&self, direction: Direction, opener: SocketAddr) -> Messages {
         match self {
             Self::Http1 => Messages::Http1(http1::Messages::new(direction)),
             Self::Http2 => Messages::Http2(http2::Messages::new(direction)),
             Self::Tcp => Messages::Tcp(tcp::Messages::default()),
             Self::Tls(keys, inner) => {
-                Messages::Tls(Box::new(tls::Messages::new(Rc::clone(keys), inner.messages(direction))))
+                let inner = inner.messages(direction, opener);
+                Messages::Tls(Box::new(tls::Messages::new(Rc::clone(keys), opener, inner)))
             }
         }
     }

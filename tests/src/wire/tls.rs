@@ -6,6 +6,9 @@
 //! Nothing of the handshake is read. Which secret belongs to a direction is found by trying: a record opens with one
 //! key only, and the first that opens is the first of those with application data.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +20,8 @@ use super::{Sighting, stream};
 
 const RECORD_HEADER_BYTES: usize = 5;
 const HANDSHAKE: u8 = 22;
+/// Of the handshake messages, the first.
+const CLIENT_HELLO: u8 = 1;
 const APPLICATION_DATA: u8 = 23;
 /// Of the handshake messages that come after the handshake.
 const KEY_UPDATE: u8 = 24;
@@ -27,13 +32,18 @@ const LABELS: [&str; 2] = ["CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"]
 /// Secrets of connections, as TLS libraries log them.
 #[derive(Debug, Default)]
 pub struct KeyLog {
-    secrets: Vec<Vec<u8>>,
+    /// By the random number of the client's hello.
+    secrets: HashMap<Vec<u8>, Vec<Vec<u8>>>,
+    /// The random numbers of the hellos seen, by the opener of the connection.
+    hellos: RefCell<HashMap<SocketAddr, Vec<u8>>>,
 }
 
 /// One direction of a connection.
 #[derive(Debug)]
 pub(super) struct Messages {
     keys: Rc<KeyLog>,
+    /// Who opened the connection.
+    connection: SocketAddr,
     records: Units,
     opener: Option<Box<Opener>>,
     /// What the records carry.
@@ -56,22 +66,43 @@ impl KeyLog {
     /// When a secret is not hexadecimal.
     pub fn read(text: &str) -> Result<Self> {
         let mut words = text.split_whitespace();
-        let mut secrets = Vec::new();
+        let mut secrets = HashMap::<_, Vec<_>>::new();
         while let Some(word) = words.next() {
             if LABELS.contains(&word) {
-                let secret = words.nth(1).with_context(|| format!("a {word} without its secret"))?;
-                secrets.push(hexadecimal(secret).with_context(|| format!("a {word} that is {secret:?}"))?);
+                let mut number = || {
+                    let digits = words.next().with_context(|| format!("a {word} without its secret"))?;
+                    hexadecimal(digits).with_context(|| format!("a {word} that is {digits:?}"))
+                };
+                secrets.entry(number()?).or_default().push(number()?);
             }
         }
-        Ok(Self { secrets })
+        Ok(Self { secrets, hellos: RefCell::default() })
     }
 
-    /// The key that opens this record as the first of its direction, and what was in it.
-    fn opener(&self, record: &[u8]) -> Option<(Opener, Vec<u8>)> {
-        self.secrets.iter().flat_map(|secret| Opener::of(secret)).find_map(|mut opener| {
+    /// The key that opens this record as the first of its direction, and what was in it. Secrets of the connection if
+    /// its first hello was seen, else of any.
+    fn opener(&self, of: SocketAddr, record: &[u8]) -> Option<(Opener, Vec<u8>)> {
+        let hellos = self.hellos.borrow();
+        let known = hellos.get(&of).and_then(|random| self.secrets.get_key_value(random));
+        let secrets = known.map_or_else(
+            || self.secrets.values().flatten().collect::<Vec<_>>(),
+            |(_, secrets)| secrets.iter().collect(),
+        );
+        secrets.into_iter().flat_map(|secret| Opener::of(secret)).find_map(|mut opener| {
             let plain = opener.open(record)?;
             Some((opener, plain))
         })
+    }
+
+    /// Takes a client's hello, by whose random number its secrets are logged.
+    fn note_hello(&self, of: SocketAddr, record: &[u8]) {
+        // Behind the record's header: type, length, and version of the message.
+        if record[0] == HANDSHAKE
+            && record.get(RECORD_HEADER_BYTES) == Some(&CLIENT_HELLO)
+            && let Some(random) = record.get(RECORD_HEADER_BYTES + 6..RECORD_HEADER_BYTES + 38)
+        {
+            self.hellos.borrow_mut().insert(of, random.to_vec());
+        }
     }
 }
 
@@ -81,18 +112,19 @@ fn hexadecimal(digits: &str) -> Option<Vec<u8>> {
 }
 
 impl Messages {
-    pub(super) fn new(keys: Rc<KeyLog>, inner: stream::Messages) -> Self {
-        Self { keys, records: Units::default(), opener: None, inner: Box::new(inner) }
+    pub(super) fn new(keys: Rc<KeyLog>, connection: SocketAddr, inner: stream::Messages) -> Self {
+        Self { keys, connection, records: Units::default(), opener: None, inner: Box::new(inner) }
     }
 
     pub(super) fn take(&mut self, time_ns: u64, bytes: &[u8], sightings: &mut Vec<Sighting>) -> Result<()> {
         self.records.push(time_ns, bytes, RECORD_HEADER_BYTES, record_bytes, |start_ns, record| {
             if record[0] != APPLICATION_DATA {
+                self.keys.note_hello(self.connection, record);
                 return Ok(());
             }
             let plain = if let Some(opener) = &mut self.opener {
                 opener.open(record).context("a TLS record does not open with the key of those before it")?
-            } else if let Some((opener, plain)) = self.keys.opener(record) {
+            } else if let Some((opener, plain)) = self.keys.opener(self.connection, record) {
                 self.opener = Some(Box::new(opener));
                 plain
             } else {
@@ -174,6 +206,7 @@ fn label(name: &str, length: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::rc::Rc;
 
     use super::{KeyLog, Messages, hexadecimal};
@@ -190,6 +223,10 @@ mod tests {
         hexadecimal(digits).unwrap()
     }
 
+    fn connection() -> SocketAddr {
+        "[::1]:40000".parse().unwrap()
+    }
+
     fn keys() -> Rc<KeyLog> {
         let other = "11".repeat(48);
         let log = format!(
@@ -201,7 +238,7 @@ mod tests {
 
     /// A connection that carries HTTP/1.1 inside, which what the RFC's client sends is not.
     fn messages() -> Messages {
-        Messages::new(keys(), Carried::Http1.messages(Direction::Request))
+        Messages::new(keys(), connection(), Carried::Http1.messages(Direction::Request, connection()))
     }
 
     fn take(messages: &mut Messages, bytes: &[u8]) -> anyhow::Result<Vec<Sighting>> {
@@ -212,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_record_of_the_rfc_opens_though_split_over_packets() {
-        let mut opener = keys().opener(&bytes(RECORD)).unwrap();
+        let mut opener = keys().opener(connection(), &bytes(RECORD)).unwrap();
         let expected: Vec<u8> = (0..50).chain([super::APPLICATION_DATA]).collect();
         assert_eq!(opener.1, expected);
         assert_eq!(opener.0.open(&bytes(CLOSE)).unwrap(), [1, 0, 21]);
@@ -232,7 +269,7 @@ mod tests {
     #[test]
     fn a_record_missing_between_others_is_an_error() {
         let mut messages = messages();
-        messages.opener = keys().opener(&bytes(RECORD)).map(|(opener, _)| Box::new(opener));
+        messages.opener = keys().opener(connection(), &bytes(RECORD)).map(|(opener, _)| Box::new(opener));
         // The alert with which the client ends is no data, but opens.
         assert_eq!(take(&mut messages, &bytes(CLOSE)).unwrap(), []);
         assert!(take(&mut messages, &bytes(CLOSE)).is_err());

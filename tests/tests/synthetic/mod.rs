@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use smp_agent::histogram::Histogram;
-use smp_agent::hop::{Direction, Segment, series_index};
+use smp_agent::hop::{Direction, SERIES};
 use smp_agent::probe::Verdict;
 use smp_agent::probe::programs::Hook;
-use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot};
+use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot, UnixConnections};
 
-/// Counters `seconds` after the agent's start: an Envoy with samples in all eight series, an nginx that sees
+/// Counters `seconds` after the agent's start: an Envoy with samples in all series, an nginx that sees
 /// requests but no responses, and an idle HAProxy.
 pub fn snapshot(seconds: u32) -> Snapshot {
     let started = Timestamp::from_second(1_795_428_000).expect("a constant in range");
@@ -33,14 +33,11 @@ pub fn snapshot(seconds: u32) -> Snapshot {
 fn proxy(slot: u32, pid: u32, name: &str, steps: u64, directions: &[Direction]) -> ProxyWindow {
     // A count that no percentile divides, so that the rank has to be the right one.
     let count = 2_803 * steps;
-    let mut hops: [Histogram; 8] = Default::default();
-    for &direction in directions {
-        for segment in Segment::ALL {
-            let index = series_index(direction, segment);
-            let mut state = index as u64 + 1;
-            for _ in 0..count {
-                hops[index].record(latency_ns(&mut state));
-            }
+    let mut hops: [Histogram; SERIES.len()] = Default::default();
+    for (index, (direction, _)) in SERIES.into_iter().enumerate() {
+        let mut state = index as u64 + 1;
+        if directions.contains(&direction) {
+            (0..count).for_each(|_| hops[index].record(latency_ns(&mut state)));
         }
     }
     let messages = count * directions.len() as u64;
@@ -54,7 +51,7 @@ fn proxy(slot: u32, pid: u32, name: &str, steps: u64, directions: &[Direction]) 
         in_flight: steps,
     };
     let proxy = Proxy { slot, pid, name: name.into(), exe: format!("/usr/bin/{name}").into() };
-    ProxyWindow { proxy, matching, hops }
+    ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops }
 }
 
 /// From 1 ns to 0.5 s, evenly on a logarithmic scale; the next of a fixed sequence.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use bed::{process, tools};
 
 use crate::step;
@@ -14,6 +14,23 @@ const DISTRIBUTION: &str = "debian-";
 /// The smallest flavour: made for virtual machines.
 const FLAVOUR: &str = "-cloud-amd64";
 const PACKAGE: &str = "linux-image-";
+/// Modules that the bed needs, in the order to load them: each comes behind those it depends on.
+const MODULES: [&str; 13] = [
+    "drivers/net/veth",
+    // Redirection.
+    "lib/libcrc32c",
+    "net/netfilter/nfnetlink",
+    "net/netfilter/nf_tables",
+    "net/ipv4/netfilter/nf_defrag_ipv4",
+    "net/ipv6/netfilter/nf_defrag_ipv6",
+    "net/netfilter/nf_conntrack",
+    "net/netfilter/nf_nat",
+    "net/netfilter/nft_chain_nat",
+    "net/netfilter/nft_redir",
+    "net/ipv4/netfilter/nf_tproxy_ipv4",
+    "net/ipv6/netfilter/nf_tproxy_ipv6",
+    "net/netfilter/nft_tproxy",
+];
 
 /// One kernel of Debian's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,34 +63,44 @@ impl Kernel {
     /// When the package cannot be had or is not as expected.
     pub fn files(&self) -> Result<Files> {
         let folder = tools::tools().join("kernels").join(&self.version);
-        if !folder.exists() {
+        // An earlier version of this program wanted fewer modules.
+        if self.modules(&folder).is_err() {
             self.download(&folder)?;
         }
-        let release = format!("{}{FLAVOUR}", self.version);
-        let drivers = folder.join("lib/modules").join(&release).join("kernel/drivers/net");
-        let modules: Vec<_> = ["veth.ko", "veth.ko.xz"]
-            .iter()
-            .map(|file| drivers.join(file))
-            .filter(|path| path.exists())
-            .collect();
-        ensure!(modules.len() == 1, "{} has no module veth", self.package());
-        Ok(Files { image: folder.join("boot").join(format!("vmlinuz-{release}")), modules })
+        let image = folder.join("boot").join(format!("vmlinuz-{}", self.release()));
+        Ok(Files { image, modules: self.modules(&folder)? })
+    }
+
+    fn release(&self) -> String {
+        format!("{}{FLAVOUR}", self.version)
+    }
+
+    fn modules(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let root = folder.join("lib/modules").join(self.release()).join("kernel");
+        let find = |module: &&str| {
+            let files = [".ko", ".ko.xz"].map(|end| root.join(format!("{module}{end}")));
+            let found = files.into_iter().find(|path| path.exists());
+            found.with_context(|| format!("{} has no module {module}", self.package()))
+        };
+        MODULES.iter().map(find).collect()
     }
 
     fn download(&self, folder: &Path) -> Result<()> {
         // Beside its place and moved there whole: the folder is there only when it is complete.
         let partial = folder.with_extension("partial");
-        match fs::remove_dir_all(&partial) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", partial.display()));
+        for old in [&partial, folder] {
+            if let Err(error) = fs::remove_dir_all(old)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(error).with_context(|| format!("cannot remove {}", old.display()));
             }
-            _ => fs::create_dir_all(&partial)
-                .with_context(|| format!("cannot create {}", partial.display()))?,
         }
-        let script = "apt-get -q download \"$1\" && dpkg-deb --fsys-tarfile ./*.deb | \
-                      tar -x --wildcards './boot/vmlinuz-*' './lib/modules/*/veth.ko*' && rm ./*.deb";
+        fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+        let script = "package=$1; shift; apt-get -q download \"$package\" && dpkg-deb --fsys-tarfile ./*.deb | \
+                      tar -x --wildcards './boot/vmlinuz-*' \"$@\" && rm ./*.deb";
         let mut command = Command::new("sh");
         command.args(["-ec", script, "sh", &self.package()]).current_dir(&partial);
+        command.args(MODULES.map(|module| format!("./lib/modules/*/kernel/{module}.ko*")));
         step::run(
             &format!("downloading Debian's {}", self.package()),
             "kernel",

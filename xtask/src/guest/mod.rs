@@ -40,7 +40,7 @@ const LONGEST_SECONDS: &str = "600";
 /// The test executables that run inside.
 const TESTS: [&str; 3] = ["kernel", "receive", "delay"];
 /// Programs of this machine that the bed and the tests start.
-const PROGRAMS: [&str; 3] = ["/usr/sbin/ip", "/usr/bin/nsenter", "/usr/bin/setpriv"];
+const PROGRAMS: [&str; 4] = ["/usr/sbin/ip", "/usr/sbin/nft", "/usr/bin/nsenter", "/usr/bin/setpriv"];
 const BUSYBOX: &str = "/bin/busybox";
 /// Where the guest finds its first process.
 const INIT: &str = "/init";
@@ -102,9 +102,10 @@ fn gather(modules: &[PathBuf], agent: &Path, built: &cargo::Tests, scratch: &Pat
         guest.folder(Path::new(folder));
     }
     guest.copy(Path::new(BUSYBOX), Path::new(BUSYBOX))?;
-    for module in modules {
-        let name = module.file_name().context("a module has no name")?;
-        guest.copy(module, &Path::new("/modules").join(name))?;
+    for (number, module) in modules.iter().enumerate() {
+        let name = module.file_name().context("a module has no name")?.to_string_lossy();
+        // The guest loads them in the order of their names.
+        guest.copy(module, &Path::new("/modules").join(format!("{number:02}-{name}")))?;
     }
     let programs = PROGRAMS.map(Path::new);
     let own = built.programs.iter().map(PathBuf::as_path).chain([agent]);

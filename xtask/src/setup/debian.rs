@@ -12,7 +12,7 @@ use super::Part;
 use crate::step;
 
 /// What the linker, the bed and the tests need.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 15] = [
     // bpf-linker links against it.
     "llvm-22-dev",
     "libpolly-22-dev",
@@ -27,6 +27,7 @@ const PACKAGES: [&str; 14] = [
     "wrk",
     "tcpdump",
     "iproute2",
+    "nftables",
     // Independent judges in the tests.
     "python3",
     "python3-venv",

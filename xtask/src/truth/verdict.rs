@@ -311,7 +311,10 @@ mod tests {
         assert_eq!(whole.failures(10_010, Bounds::BUDGET), Vec::<String>::new());
         assert_eq!(whole.failures(10_011, Bounds::BUDGET).len(), 1);
         let torn = Matching { seen: 10_000, exact: 9_999, ..Matching::default() };
-        assert_eq!(torn.failures(10_000, Bounds::BUDGET), ["the classes sum to 9999, not to the 10000 messages seen"]);
+        assert_eq!(
+            torn.failures(10_000, Bounds::BUDGET),
+            ["the classes sum to 9999, not to the 10000 messages seen"]
+        );
         assert_eq!(document(HOP).matching.failures(10, Bounds::BUDGET).len(), 1);
     }
 }

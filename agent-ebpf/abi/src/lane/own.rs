@@ -157,7 +157,11 @@ impl<W: Word> Lane<W> {
             self.move_up(request, by_pool, step);
         }
         // Where it was taken for another one, or ended for it, that is left in its place.
-        let ended = requests.end(request) || requests.end_oldest(turn.end);
+        let itself = requests.end(request);
+        if itself {
+            self.ended.store(request);
+        }
+        let ended = itself || requests.end_oldest(turn.end);
         if !ended && let Some(place) = place {
             place.asked.store(0);
             if place.closed.load() != 0 {
@@ -196,6 +200,7 @@ impl<W: Word> Lane<W> {
             }
         }
         if moved.moving != 0 {
+            set.set_stamps(first, moved.stamps);
             set.revive(first);
         }
         self.give_back_before(moved.spare, read_ns);

@@ -1,0 +1,128 @@
+//! What an opened connection carries before its first message, by which no write and no read is taken for one.
+//!
+//! TLS begins with the client's hello, the server's answer, and the client's last word; only what the proxy writes
+//! after that is a request. (`CONNECT` to another proxy, or SOCKS, look the same.) None of it can be told from a request
+//! and its response while it happens, but from how it goes on: *what was read on the connection was not carried on to
+//! anybody when the proxy has written to it twice more*. The first two writes differ in length: a request that is sent
+//! again (a retry) does not. And the answer is no shorter than [`SHORTEST_ANSWER`]: HTTP/2's settings are.
+//!
+//! So the first connections to a destination are taken to carry messages from the start; once one of them has shown a
+//! handshake, the next ones are known to begin with one: the first write, what is read then, and the first write after
+//! that are no messages. In an event loop that write follows its read at once; where a request was read in between, the
+//! destination has no handshake (any more), and is forgotten.
+//!
+//! What else may be read before the first response (session tickets, in TLS 1.2 the server's last word) is no message
+//! if it comes before the first request; the first response begins with the last bytes that are read before it is
+//! carried on.
+
+/// Bytes that a server answers a hello with, at least. In TLS 1.3 a hello of its own (122 bytes with an X25519 key), its
+/// extensions and its last word (58 or more), in TLS 1.2 resumed the hello (80 or more) and the last word (51); HTTP/2
+/// begins with settings (9 bytes and 6 for each, of which servers send up to 6), their acknowledgement (9) and a window
+/// update (13).
+pub const SHORTEST_ANSWER: u32 = 120;
+
+/// It is past its first messages, or was accepted, or was there before the agent.
+pub const OPENING_OVER: u32 = 0;
+/// Nothing was written yet, and no handshake is known of. Of accepted connections there are this, the next, and those
+/// behind a handshake.
+pub const OPENING_NEW: u32 = 1;
+/// It was written to.
+pub const OPENING_ASKED: u32 = 2;
+/// Then it was read.
+pub const OPENING_ANSWERED: u32 = 3;
+/// Then it was written to, while what was read had not been carried on.
+pub const OPENING_ASKED_AGAIN: u32 = 4;
+/// Nothing was written yet, and a handshake comes first.
+pub const OPENING_HELLO: u32 = 5;
+/// The handshake has begun.
+pub const OPENING_HELLO_SENT: u32 = 6;
+/// It was answered.
+pub const OPENING_HELLO_READ: u32 = 7;
+/// The handshake is over for the proxy: what it writes next is a request.
+pub const OPENING_READY: u32 = 8;
+/// The first message behind a handshake: that of an opened connection was written and is not answered yet, that of an
+/// accepted one is still to come or not carried on yet.
+pub const OPENING_FIRST: u32 = 9;
+
+/// It is past its first messages, and began with a handshake: TLS.
+pub const OPENING_SECURED: u32 = 10;
+
+/// Whether so many bytes, on a connection of TLS, are its end announced (`close_notify`) and no message: header of the
+/// record 5, alert 2, in TLS 1.3 type 1 and tag 16 (RFC 8446, 5.2), in TLS 1.2 tag 16 and with AES an explicit nonce 8
+/// (RFC 5288, 3).
+#[inline(always)]
+pub const fn is_alert(bytes: u64) -> bool {
+    matches!(bytes, 24 | 23 | 31)
+}
+
+/// What is known of how connections to a destination begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Knowledge {
+    /// With a handshake.
+    Handshake = 1,
+    /// With a message.
+    Message = 2,
+}
+
+/// What a write to an opened connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Of the handshake.
+    Handshake,
+    /// A request, or more of one: as after the opening.
+    Message,
+    /// A request, or more of one, and the writes so far were, too: connections to this destination begin with a message.
+    MessageSoFar,
+    /// The first request: what was written and read before was the handshake, which was not known.
+    Learned,
+    /// A request, and so was the first write: connections to this destination have no handshake any more.
+    Forgotten,
+}
+
+/// What is seen at a write to an opened connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// What was read on it last waits to be carried on.
+    pub unanswered: bool,
+    /// It was read after the last write.
+    pub after_read: bool,
+    /// No other connection of the lane was read since; true where that cannot be known.
+    pub at_once: bool,
+    /// The two writes that were first are of the same length.
+    pub repeated: bool,
+    /// What was read so far is at least [`SHORTEST_ANSWER`].
+    pub long_answer: bool,
+}
+
+/// The state after a write, and what the write is.
+#[inline(always)]
+pub const fn on_write(opening: u32, seen: Seen) -> (u32, Written) {
+    match opening {
+        OPENING_NEW => (OPENING_ASKED, Written::Message),
+        OPENING_ANSWERED if seen.unanswered && seen.long_answer => (OPENING_ASKED_AGAIN, Written::Message),
+        OPENING_ANSWERED => (OPENING_OVER, Written::MessageSoFar),
+        OPENING_ASKED_AGAIN if seen.unanswered && !seen.repeated => (OPENING_FIRST, Written::Learned),
+        OPENING_ASKED_AGAIN => (OPENING_OVER, Written::MessageSoFar),
+        OPENING_HELLO | OPENING_HELLO_SENT => (OPENING_HELLO_SENT, Written::Handshake),
+        OPENING_HELLO_READ if seen.at_once => (OPENING_READY, Written::Handshake),
+        OPENING_HELLO_READ => (OPENING_OVER, Written::Forgotten),
+        OPENING_READY => (OPENING_FIRST, Written::Message),
+        OPENING_FIRST if seen.after_read => (OPENING_SECURED, Written::Message),
+        same => (same, Written::Message),
+    }
+}
+
+/// The state after a read, and whether it may begin or continue a message.
+#[inline(always)]
+pub const fn on_read(opening: u32) -> (u32, bool) {
+    match opening {
+        OPENING_ASKED => (OPENING_ANSWERED, true),
+        OPENING_HELLO | OPENING_HELLO_SENT | OPENING_HELLO_READ => (OPENING_HELLO_READ, false),
+        OPENING_READY => (OPENING_READY, false),
+        same => (same, true),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! What a proxy writes of its own: answers, and the control records of protocols that have them.
+
+use smp_agent_abi::lane::Move;
+use smp_agent_abi::layout::{Direction, ROLE_ACCEPTED, Socket, TURN_READING};
+
+use crate::maps::counter;
+use crate::socket::Used;
+use crate::{lane, opening};
+
+/// 1 if the message that was read from the same connection has not gone on yet, and nothing was read since that could be
+/// written here. A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn follows_own_read(socket: *const Socket) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_ref() }) else { return 0 };
+    if socket.turn != TURN_READING || socket.pending_tag == 0 {
+        return 0;
+    }
+    let Some(lane) = lane::at(socket.pending_lane) else { return 0 };
+    let [requests, responses] = &lane.pending;
+    let (own, other) =
+        if socket.role == ROLE_ACCEPTED { (requests, responses) } else { (responses, requests) };
+    let Some(read_ns) = own.read_ns(socket.pending_tag) else { return 0 };
+    u32::from(other.newest_read_ns() <= read_ns)
+}
+
+/// Whether the request that was answered last on an accepted connection was never written to an opened one: then what
+/// is written next continues the proxy's own answer.
+#[inline(always)]
+pub fn is_own_answer(socket: &Socket) -> bool {
+    if socket.role != ROLE_ACCEPTED {
+        return false;
+    }
+    let Some(lane) = lane::at(socket.pending_lane) else { return false };
+    !lane.pending[Direction::Request as usize].went_on(socket.pending_tag)
+}
+
+/// True if this write, on a downstream socket, is the proxy's own answer and not a response from upstream. The request
+/// ends then.
+#[inline(always)]
+pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
+    if used.socket.role != ROLE_ACCEPTED || used.socket.pending_tag == 0 {
+        return false;
+    }
+    let ended = end_answered(used.socket, newest);
+    if ended == NOT_OWN {
+        return false;
+    }
+    used.counters.add(counter!(pending), u64::from(ended).wrapping_neg());
+    used.counters.add(counter!(local), u64::from(ended));
+    opening::answered(used.socket);
+    true
+}
+
+/// What [`end_answered`] says of a write that may be a response.
+const NOT_OWN: u32 = u32::MAX;
+
+/// As [`Lane::end_answered`](smp_agent_abi::lane::Lane::end_answered), for what was read last on an accepted connection.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_mut() }) else { return NOT_OWN };
+    let Some(lane) = lane::at(socket.pending_lane) else { return NOT_OWN };
+    let place = socket.pending_lane;
+    let step = |moved: &mut Move| {
+        move_one(place, moved);
+    };
+    lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
+        .map_or(NOT_OWN, |ended| ended as u32)
+}
+
+/// [`Lane::move_one`](smp_agent_abi::lane::Lane::move_one) of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn move_one(place: u32, moved: *mut Move) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    if let (Some(lane), Some(moved)) = (lane::at(place), unsafe { moved.as_mut() }) {
+        lane.move_one(moved);
+    }
+    0
+}
