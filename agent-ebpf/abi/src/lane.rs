@@ -263,7 +263,9 @@ impl<W: Word> Lane<W> {
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
         if claim.tag != 0 {
-            self.note_asked(claim.tag, upstream, turn.end);
+            // Where a turn's end is misjudged, a response to what was foreseen would seem to answer more than that.
+            let end = if claim.tag == foreseen { 0 } else { turn.end };
+            self.note_asked(claim.tag, upstream, end);
         }
         Claim { downstream: next_downstream, ..claim }
     }
