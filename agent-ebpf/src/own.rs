@@ -56,7 +56,7 @@ pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
 /// What [`end_answered`] says of a write that may be a response.
 const NOT_OWN: u32 = u32::MAX;
 
-/// As [`Lane::end_answered`](smp_agent_abi::lane::Lane::end_answered), for what was read last on an accepted connection.
+/// As [`smp_agent_abi::lane::Lane::end_answered`], for what was read last on an accepted connection.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
@@ -67,11 +67,18 @@ extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
     let step = |moved: &mut Move| {
         move_one(place, moved);
     };
-    lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
-        .map_or(NOT_OWN, |ended| ended as u32)
+    let Some(ended) =
+        lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
+    else {
+        return NOT_OWN;
+    };
+    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag) {
+        lane::note_answered(socket, read_ns, false);
+    }
+    ended as u32
 }
 
-/// [`Lane::move_one`](smp_agent_abi::lane::Lane::move_one) of the lane at `place`.
+/// [`smp_agent_abi::lane::Lane::move_one`] of the lane at `place`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn move_one(place: u32, moved: *mut Move) -> u32 {

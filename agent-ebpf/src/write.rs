@@ -82,6 +82,10 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let follows = follows_own_read(used.socket);
     if follows != 0 && size <= RECORD_BYTES {
         count_local(&used);
+        if used.socket.role != ROLE_ACCEPTED {
+            // SAFETY: no precondition.
+            lane::note_unread(used.socket, unsafe { bpf_ktime_get_ns() });
+        }
         return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
@@ -92,7 +96,6 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     used.socket.turn = TURN_WRITING;
     let current = lane::current(used.socket, used.tgid, used.tid);
     let waits = used.socket.role != ROLE_ACCEPTED;
-    lane::note_waiting(used.socket, waits);
     let newest = match &current {
         Some(current) if current.shared => {
             current.lane.newest(used.outbound() as usize, used.tid, lane::recent(used.tid)?)
@@ -100,12 +103,13 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         _ => 0,
     };
     if is_local_reply(&mut used, newest) {
+        lane::note_waiting(used.socket, waits);
         used.socket.turn = TURN_OWN;
         return None;
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(Current { place, .. }) = current else {
+    let Some(Current { place, handed, .. }) = current else {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::ThreadsFull);
         return None;
@@ -113,6 +117,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     clear_fronts(place);
     let mut claim = Claim::default();
     claim_for(used.socket, place, newest, now_ns, &mut claim);
+    // Behind the claim: another thread that looks between the two sees no message too many.
+    lane::note_waiting(used.socket, waits);
     if claim.expired > 0 {
         used.counters.add(counter!(pending), claim.expired.wrapping_neg());
         used.counters.add(counter!(unmatched), claim.expired);
@@ -127,7 +133,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         }
     }
     let claim = if claim.tag == 0 && !claim.too_far {
-        from_latest(&mut used, turn, claim, size, follows)?
+        from_latest(&mut used, turn, claim, size, follows, now_ns)?
     } else {
         claim
     };
@@ -143,6 +149,9 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
+    if handed && socket.role == ROLE_ACCEPTED {
+        lane::note_answered(socket, claim.read_ns, true);
+    }
     opening::carries(socket, claim.arrival_ns, now_ns);
     opening::release_answered(place, claim.upstream, socket.proxy_slot);
     socket.departing_arrival_ns = claim.arrival_ns;
@@ -212,7 +221,14 @@ extern "C" fn drain_for(place: u32, direction: u32, id: u32, drained: *mut Drain
 /// The cause of a write that found nothing pending: the request whose connection seemed to be answered, or the latest
 /// read of its lane, if that connection carries several messages at once. Else it has none.
 #[inline(always)]
-fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follows: u32) -> Option<Claim> {
+fn from_latest(
+    used: &mut Used<'_>,
+    turn: u32,
+    claim: Claim,
+    size: usize,
+    follows: u32,
+    now_ns: u64,
+) -> Option<Claim> {
     let lane = lane::at(used.socket.lane)?;
     let accepted = used.socket.role == ROLE_ACCEPTED;
     if !accepted && follows != 0 {
@@ -240,6 +256,9 @@ fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follow
     } else {
         // A later write of the same socket may still carry a message on.
         used.socket.turn = TURN_OWN;
+        if !accepted {
+            lane::note_unread(used.socket, now_ns);
+        }
         if turn != TURN_OWN {
             count_local(used);
         }

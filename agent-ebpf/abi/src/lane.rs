@@ -54,11 +54,11 @@ pub struct Lane<W> {
     waiting_on: [W; 2],
     /// The position behind the newest request that any response read so far may answer.
     answered: W,
+    /// Tag of the request that seemed to be answered by the proxy itself when that was the last thing it did; else 0.
+    ended: W,
     /// Accepted connections that closed while their request was at a server, less opened ones that closed before their
     /// response: so many responses will go nowhere, or, below zero, requests were or will be sent again.
     gone: W,
-    /// Tag of the request that seemed to be answered by the proxy itself when that was the last thing it did; else 0.
-    ended: W,
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -279,19 +279,6 @@ impl<W: Word> Lane<W> {
             place.carries.store(request);
             place.asked.store(turn_end.max(position_of(request) + 1));
         }
-    }
-
-    /// Takes the request that seemed to be answered by the proxy itself, for a write to the connection `upstream` that
-    /// finds no other: what was written before was a control record, not an answer. `None` if there is none, or something
-    /// was read since.
-    #[inline(always)]
-    pub fn reclaim(&self, upstream: u64) -> Option<Claim> {
-        let request = self.ended.load();
-        self.ended.store(0);
-        let entry = self.pending[REQUEST].remembered(request)?;
-        self.note_asked(request, upstream, 0);
-        let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
-        Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
     }
 
     /// Takes the response that a write to the connection `downstream` carries on. `request` is the tag of what was

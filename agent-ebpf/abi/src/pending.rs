@@ -392,6 +392,12 @@ impl<W: Word> Pending<W> {
         false
     }
 
+    /// When a message was read, whatever became of it, while it is remembered.
+    #[inline(always)]
+    pub fn when_read(&self, pushed_tag: u64) -> Option<u64> {
+        self.remembered(pushed_tag).map(|entry| entry.read_ns.load())
+    }
+
     /// Whether a request was written to a connection; true of one that is not remembered.
     #[inline(always)]
     pub fn went_on(&self, pushed_tag: u64) -> bool {

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{IDLE_SECONDS, Layer, Spec, write};
-use crate::netns::Netns;
 use crate::http::{self, CHECK_ID, ID_HEADER, LOCAL_PATH};
+use crate::netns::Netns;
 use crate::protocol::{Protocol, SMALL_BODY_BYTES};
 use crate::tools;
 
@@ -88,6 +88,17 @@ pub(crate) fn cluster(upstream: SocketAddr, layer: Layer, transport_socket: Opti
     cluster
 }
 
+/// A cluster's options for HTTP/1.1 on connections that are closed after a request each.
+pub(crate) fn one_request_a_connection() -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": typed("upstreams.http.v3.HttpProtocolOptions"),
+            "common_http_protocol_options": {"max_requests_per_connection": 1},
+            "explicit_http_config": {"http_protocol_options": {}},
+        },
+    })
+}
+
 /// Makes the proxy answer one path itself.
 fn answer_locally(listener: &mut Value) -> Result<()> {
     let routes = "/filter_chains/0/filters/0/typed_config/route_config/virtual_hosts/0/routes";
@@ -114,17 +125,6 @@ fn health_check() -> Value {
             "request_headers_to_add": [
                 {"header": {"key": ID_HEADER, "value": format!("{CHECK_ID:x}")}},
             ],
-        },
-    })
-}
-
-/// A cluster's options for HTTP/1.1 on connections that are closed after a request each.
-pub(crate) fn one_request_a_connection() -> Value {
-    json!({
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": typed("upstreams.http.v3.HttpProtocolOptions"),
-            "common_http_protocol_options": {"max_requests_per_connection": 1},
-            "explicit_http_config": {"http_protocol_options": {}},
         },
     })
 }

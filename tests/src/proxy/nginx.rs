@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::{IDLE_SECONDS, Layer, Spec, write};
-use crate::netns::Netns;
 use crate::http::{self, ID_HEADER};
+use crate::netns::Netns;
 use crate::protocol::{Protocol, SMALL_BODY_BYTES};
 use crate::tools;
 

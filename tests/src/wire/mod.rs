@@ -231,13 +231,26 @@ impl Wire {
     }
 
     /// The latencies of one direction by bursts: what came in one packet and left in one packet counts once, however
-    /// many messages it was. Where several messages are under way on a connection, nothing but their contents tells
-    /// how many there were.
+    /// many messages it was, and where it leaves on connections that carry several messages at once too, what came in one
+    /// packet counts until the first of it leaves. Nothing but their contents tells more.
     pub fn bursts(&self, direction: Direction) -> Latencies {
         let mut times: Vec<_> = self.times(direction).collect();
         times.sort_unstable();
-        times.dedup();
+        if self.leaves_multiplexed(direction) {
+            times.dedup_by_key(|[in_ns, _]| *in_ns);
+        } else {
+            times.dedup();
+        }
         Latencies::of(times.into_iter())
+    }
+
+    fn leaves_multiplexed(&self, direction: Direction) -> bool {
+        let Reading::Streams(sides, _) = &self.reading else { return false };
+        let carried = match direction {
+            Direction::Request => &sides.upstream,
+            Direction::Response => &sides.downstream,
+        };
+        carried.is_multiplexed()
     }
 
     /// When each message of one direction came in and went out, ns.

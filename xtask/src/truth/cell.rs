@@ -134,7 +134,8 @@ impl Programs {
         let proxies: Vec<_> = proxies
             .iter()
             .map(|proxy| {
-                let messages = valid(&proxy.wire, &load, cell.protocol).with_context(|| name(cell, proxy.end))?;
+                let messages =
+                    valid(&proxy.wire, &load, cell.protocol).with_context(|| name(cell, proxy.end))?;
                 let judged = if cell.protocol.multiplexes() {
                     Direction::ALL.map(|direction| proxy.wire.bursts(direction))
                 } else {

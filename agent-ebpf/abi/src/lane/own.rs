@@ -4,7 +4,7 @@
 //! for any more stays where it was read. Either would be taken for the next message's and put all later ones out.
 
 use super::{Habit, Lane, REQUEST, RESPONSE, size_class};
-use crate::pending::{CLAIMED, DROPPED, LIVE, position_of, tag_at};
+use crate::pending::{CLAIMED, Claim, DROPPED, LIVE, position_of, tag_at};
 use crate::upstreams::NOWHERE;
 use crate::word::Word;
 
@@ -158,9 +158,7 @@ impl<W: Word> Lane<W> {
         }
         // Where it was taken for another one, or ended for it, that is left in its place.
         let itself = requests.end(request);
-        if itself {
-            self.ended.store(request);
-        }
+        self.ended.store(if itself { request } else { 0 });
         let ended = itself || requests.end_oldest(turn.end);
         if !ended && let Some(place) = place {
             place.asked.store(0);
@@ -169,6 +167,19 @@ impl<W: Word> Lane<W> {
             }
         }
         Some(u64::from(ended))
+    }
+
+    /// Takes the request that seemed to be answered by the proxy itself, for a write to the connection `upstream` that
+    /// finds no other: what was written before was a control record, not an answer. `None` if there is none, or something
+    /// was read since.
+    #[inline(always)]
+    pub fn reclaim(&self, upstream: u64) -> Option<Claim> {
+        let request = self.ended.load();
+        self.ended.store(0);
+        let entry = self.pending[REQUEST].remembered(request)?;
+        self.note_asked(request, upstream, 0);
+        let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
+        Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
     }
 
     /// Whether a response waits that came on this connection after a request of that downstream one was written to it:

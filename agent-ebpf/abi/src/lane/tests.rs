@@ -33,8 +33,8 @@ fn lane() -> Box<Lane<AtomicU64>> {
         shared: AtomicU64::default(),
         waiting_on: Default::default(),
         answered: AtomicU64::default(),
-        gone: AtomicU64::default(),
         ended: AtomicU64::default(),
+        gone: AtomicU64::default(),
         latest: Default::default(),
         order: Default::default(),
     })
