@@ -149,6 +149,7 @@ impl Kernel {
             return Written::Local;
         }
         self.lane.clear_fronts();
+        let newest = if self.shared { self.lane.newest_or_left(outbound, newest) } else { newest };
         let socket = &mut self.sockets[id];
         let claim = if outbound == RESPONSE {
             let (own, request) = (u64::from(socket.id), socket.pending_tag);
