@@ -74,6 +74,9 @@ const LEFT: u64 = 1 << 32;
 /// How many of the oldest messages are looked at for one that was left so.
 const LEFT_STEPS: u64 = 16;
 
+/// How much longer than [`ORPHAN_GRACE_NS`](crate::pending::ORPHAN_GRACE_NS) orphans wait where threads share a lane.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
 /// With so many places of a set in use, some may long be free again behind an old message.
 const FULL_SOON: u64 = ENTRIES as u64 * 3 / 4;
 
@@ -276,7 +279,7 @@ impl<W: Word> Lane<W> {
         };
         let foreseen = set.blur(foreseen);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
-        let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
+        let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, self.patient(now_ns));
         if claim.tag != 0 {
             // Where a turn's end is misjudged, a response to what was foreseen would seem to answer more than that.
             let end = if claim.tag == foreseen { 0 } else { turn.end };
@@ -334,7 +337,7 @@ impl<W: Word> Lane<W> {
         let habit = set.blur(order.habit() as u64);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
-        let claim = Self::take(set, choice, turn, now_ns);
+        let claim = Self::take(set, choice, turn, self.patient(now_ns));
         Claim { downstream: next_downstream, ..claim }
     }
 
@@ -354,9 +357,11 @@ impl<W: Word> Lane<W> {
     /// less those that are at a server. So one of them went nowhere, and its write will not come.
     #[inline(always)]
     pub fn has_surplus(&self) -> bool {
+        let pending = || self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
+        // Other threads go on meanwhile: a read adds to what is inside first, a write takes from what is pending first.
+        let before = pending();
         let inside = self.waiting_on[0].load().wrapping_sub(self.waiting_on[1].load()).cast_signed();
-        let pending = self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
-        pending.cast_signed() > inside
+        before.min(pending()).cast_signed() > inside
     }
 
     /// Says that this thread has read the latest part of a message.
@@ -454,6 +459,13 @@ impl<W: Word> Lane<W> {
             order.note(kept, chance);
         }
         (turn, order)
+    }
+
+    /// The time by which orphans are judged. Where threads share the lane they stand for messages whose write is still to
+    /// come, which may be late when there are more threads than CPUs.
+    #[inline(always)]
+    fn patient(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(if self.shared.load() == 0 { 0 } else { PATIENCE_NS })
     }
 
     /// Whether any message of the turn is taken, not its oldest. Threads that share a lane have no turns.
