@@ -281,7 +281,8 @@ impl<W: Word> Lane<W> {
         };
         let foreseen = set.blur(foreseen);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
-        let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, self.patient(now_ns));
+        let claim =
+            Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, self.patient(now_ns));
         if claim.tag != 0 {
             // Where a turn's end is misjudged, a response to what was foreseen would seem to answer more than that.
             let end = if claim.tag == foreseen { 0 } else { turn.end };
