@@ -189,8 +189,11 @@ fn write_again(socket: &mut Socket, held: Held, write_seq: u32) {
 /// Whether what was just written to an opened connection is held until it is clear whether it was a message.
 #[inline(always)]
 pub fn hold(socket: &mut Socket) -> bool {
-    let may_be_handshake = socket.role != ROLE_ACCEPTED && socket.opening == OPENING_ASKED;
-    if !may_be_handshake || known(socket) == Knowledge::Message as u32 {
+    // An accepted connection has a state of that name too; its first message is a response.
+    if socket.role == ROLE_ACCEPTED
+        || socket.opening != OPENING_ASKED
+        || known(socket) == Knowledge::Message as u32
+    {
         return false;
     }
     let Some(lane) = lane::at(socket.lane) else { return false };

@@ -62,6 +62,10 @@ pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
     if used.socket.role != ROLE_ACCEPTED || used.socket.pending_tag == 0 {
         return false;
     }
+    if used.socket.pending_lane != used.socket.lane {
+        // It was read before the threads were known to share a lane, where its response is sought.
+        return false;
+    }
     let ended = end_answered(used.socket, newest);
     if ended == NOT_OWN {
         return false;
