@@ -8,7 +8,7 @@ use crate::maps::{FREE_PLACES, LANES, Lane, MOVES, RECENT, THREADS};
 use crate::opening;
 use crate::word::Atomic;
 
-/// So often a socket must have been seen with another thread for the threads of its proxy to share a lane.
+/// So often must sockets or work have been seen to move between the threads of a proxy for them to share a lane.
 const MANY_MOVES: u64 = 16;
 /// A socket that stayed with its thread for so many messages before it moved tells against it: event loops hand over
 /// an idle connection now and then, or a socket that they have just accepted.
@@ -20,14 +20,16 @@ pub struct Current<'a> {
     pub lane: &'a Lane,
     /// True if threads share it.
     pub shared: bool,
+    /// True if some requests seem to have been handed to another thread.
+    pub handed: bool,
 }
 
 /// The lane of the current thread, or of its process where threads share it. Takes a free one for who has none;
 /// `None` when there is none left.
 #[inline(always)]
 pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'a>> {
-    let moves = Atomic::at(MOVES.get_ptr_mut(socket.proxy_slot)?);
-    let mut shared = moves.load() >= MANY_MOVES;
+    let [moves, work, _] = moves_of(socket)?;
+    let mut shared = moves.load() >= MANY_MOVES || work.load() >= MANY_MOVES;
     socket.settled = socket.settled.saturating_add(1);
     if !shared && socket.owner != tid && socket.owner != 0 && is_answer(socket) {
         if socket.settled < SETTLED_MESSAGES {
@@ -58,7 +60,37 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
         opening::release_answered(socket.lane, lane.upstreams.oldest(), socket.proxy_slot);
         socket.upstream = lane.connect();
     }
-    Some(Current { place: socket.lane, lane, shared })
+    Some(Current { place: socket.lane, lane, shared, handed: !shared && work.load() > 0 })
+}
+
+#[inline(always)]
+fn moves_of<'a>(socket: &Socket) -> Option<[&'a Atomic; 3]> {
+    let moves = MOVES.get_ptr_mut(socket.proxy_slot)?;
+    // SAFETY: fields of a map value.
+    let fields = unsafe { [&raw mut (*moves).sockets, &raw mut (*moves).work, &raw mut (*moves).unread_ns] };
+    Some(fields.map(Atomic::at))
+}
+
+/// A request was written that the thread has not read: it may have been handed over, or is the proxy's own.
+#[inline(always)]
+pub fn note_unread(socket: &Socket, now_ns: u64) -> Option<()> {
+    let [.., unread_ns] = moves_of(socket)?;
+    unread_ns.store(now_ns);
+    Some(())
+}
+
+/// A request that was read then was answered, by its own thread from upstream or not. If not, although a request was
+/// written meanwhile that its thread had not read, that was this one: threads hand work over whose sockets stay.
+#[inline(always)]
+pub fn note_answered(socket: &Socket, read_ns: u64, from_upstream: bool) -> Option<()> {
+    let [_, work, unread_ns] = moves_of(socket)?;
+    let handed = work.load();
+    if !from_upstream && unread_ns.load() > read_ns {
+        work.add(1);
+    } else if handed > 0 && handed < MANY_MOVES {
+        work.add(u64::MAX);
+    }
+    Some(())
 }
 
 /// True where a response is read or written, so that its request was in the hands of the thread that used the socket

@@ -15,6 +15,17 @@ use crate::word::Atomic;
 /// What one thread has read, as it lies in `LANES`.
 pub type Lane = lane::Lane<Atomic>;
 
+/// What speaks for the threads of a proxy handing work to each other, by slot.
+#[repr(C)]
+pub struct Moves {
+    /// Sockets that were seen with another thread.
+    pub sockets: u64,
+    /// Requests that were neither written on nor answered from upstream by their own thread, while another wrote one.
+    pub work: u64,
+    /// When a request was last written that its thread had not read, ns.
+    pub unread_ns: u64,
+}
+
 /// State of each proxy socket; it goes when the socket goes.
 #[btf_map]
 pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
@@ -29,7 +40,7 @@ pub static LISTENERS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static THREADS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[map]
-pub static MOVES: Array<u64> = Array::with_max_entries(1, 0);
+pub static MOVES: Array<Moves> = Array::with_max_entries(1, 0);
 #[map]
 pub static RECENT: HashMap<u32, Recent> = HashMap::with_max_entries(1, 0);
 #[map]

@@ -1,5 +1,6 @@
 //! What a proxy writes of its own: answers, and the control records of protocols that have them.
 
+use smp_agent_abi::lane::Move;
 use smp_agent_abi::layout::{Direction, ROLE_ACCEPTED, Socket, TURN_READING};
 
 use crate::maps::counter;
@@ -39,15 +40,51 @@ pub fn is_own_answer(socket: &Socket) -> bool {
 /// ends then.
 #[inline(always)]
 pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
-    let socket = &used.socket;
-    if socket.role != ROLE_ACCEPTED || socket.pending_tag == 0 {
+    if used.socket.role != ROLE_ACCEPTED || used.socket.pending_tag == 0 {
         return false;
     }
-    let Some(lane) = lane::at(socket.pending_lane) else { return false };
-    let ended = lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest);
-    let Some(ended) = ended else { return false };
-    used.counters.add(counter!(pending), ended.wrapping_neg());
-    used.counters.add(counter!(local), ended);
+    let ended = end_answered(used.socket, newest);
+    if ended == NOT_OWN {
+        return false;
+    }
+    used.counters.add(counter!(pending), u64::from(ended).wrapping_neg());
+    used.counters.add(counter!(local), u64::from(ended));
     opening::answered(used.socket);
     true
+}
+
+/// What [`end_answered`] says of a write that may be a response.
+const NOT_OWN: u32 = u32::MAX;
+
+/// As [`smp_agent_abi::lane::Lane::end_answered`], for what was read last on an accepted connection.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_mut() }) else { return NOT_OWN };
+    let Some(lane) = lane::at(socket.pending_lane) else { return NOT_OWN };
+    let place = socket.pending_lane;
+    let step = |moved: &mut Move| {
+        move_one(place, moved);
+    };
+    let Some(ended) =
+        lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
+    else {
+        return NOT_OWN;
+    };
+    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag) {
+        lane::note_answered(socket, read_ns, false);
+    }
+    ended as u32
+}
+
+/// [`smp_agent_abi::lane::Lane::move_one`] of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn move_one(place: u32, moved: *mut Move) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    if let (Some(lane), Some(moved)) = (lane::at(place), unsafe { moved.as_mut() }) {
+        lane.move_one(moved);
+    }
+    0
 }

@@ -131,7 +131,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
-    if own || socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream) {
+    if socket.role != ROLE_ACCEPTED && current.lane.goes_nowhere(socket.upstream, own) {
         used.socket.pending_tag = 0;
         used.counters.add(counter!(local), 1);
         opening::release_answered(current.place, used.socket.upstream, used.socket.proxy_slot);

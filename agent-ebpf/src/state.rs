@@ -115,7 +115,7 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     opening::end(socket);
     if socket.role == ROLE_OPENED && socket.upstream != 0 {
         opening::release_answered(socket.lane, socket.upstream, socket.proxy_slot);
-        lane::at(socket.lane)?.upstreams.close(socket.upstream);
+        lane::at(socket.lane)?.close(socket.upstream);
     }
     if over {
         departure::give_up(socket, &counters);

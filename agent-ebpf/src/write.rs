@@ -82,6 +82,10 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let follows = follows_own_read(used.socket);
     if follows != 0 && size <= RECORD_BYTES {
         count_local(&used);
+        if used.socket.role != ROLE_ACCEPTED {
+            // SAFETY: no precondition.
+            lane::note_unread(used.socket, unsafe { bpf_ktime_get_ns() });
+        }
         return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
@@ -105,7 +109,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(Current { place, .. }) = current else {
+    let Some(Current { place, handed, .. }) = current else {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::ThreadsFull);
         return None;
@@ -127,7 +131,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         }
     }
     let claim = if claim.tag == 0 && !claim.too_far {
-        from_latest(&mut used, turn, claim, size, follows)?
+        from_latest(&mut used, turn, claim, size, follows, now_ns)?
     } else {
         claim
     };
@@ -143,6 +147,9 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     used.counters.add(counter!(departing), 1);
     let socket = used.socket;
+    if handed && socket.role == ROLE_ACCEPTED {
+        lane::note_answered(socket, claim.read_ns, true);
+    }
     opening::carries(socket, claim.arrival_ns, now_ns);
     opening::release_answered(place, claim.upstream, socket.proxy_slot);
     socket.departing_arrival_ns = claim.arrival_ns;
@@ -212,7 +219,14 @@ extern "C" fn drain_for(place: u32, direction: u32, id: u32, drained: *mut Drain
 /// The cause of a write that found nothing pending: the request whose connection seemed to be answered, or the latest
 /// read of its lane, if that connection carries several messages at once. Else it has none.
 #[inline(always)]
-fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follows: u32) -> Option<Claim> {
+fn from_latest(
+    used: &mut Used<'_>,
+    turn: u32,
+    claim: Claim,
+    size: usize,
+    follows: u32,
+    now_ns: u64,
+) -> Option<Claim> {
     let lane = lane::at(used.socket.lane)?;
     let accepted = used.socket.role == ROLE_ACCEPTED;
     if !accepted && follows != 0 {
@@ -240,6 +254,9 @@ fn from_latest(used: &mut Used<'_>, turn: u32, claim: Claim, size: usize, follow
     } else {
         // A later write of the same socket may still carry a message on.
         used.socket.turn = TURN_OWN;
+        if !accepted {
+            lane::note_unread(used.socket, now_ns);
+        }
         if turn != TURN_OWN {
             count_local(used);
         }

@@ -6,6 +6,9 @@ use std::str::FromStr;
 /// Bytes of a body that a message carries where its protocol says no other size.
 pub const SMALL_BODY_BYTES: usize = 64;
 
+/// Under [`Protocol::H1Local`] the proxy answers one of so many requests itself.
+const LOCAL_EVERY: u64 = 10;
+
 /// What load generator, proxy and server speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
@@ -19,6 +22,10 @@ pub enum Protocol {
     H1Chunked(usize),
     /// HTTP/1.1, several requests under way on each connection.
     H1Pipelined,
+    /// As [`Protocol::H1`], and the proxy answers some requests itself: see [`Protocol::is_local`].
+    H1Local,
+    /// As [`Protocol::H1`], and the proxy asks the server every 10 ms whether it is there.
+    H1Checked,
     /// Raw bytes, echoed; the client speaks first.
     Tcp,
     /// Raw bytes; the server speaks first, then answers whatever it receives.
@@ -38,7 +45,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// All that the truth matrix has.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::H1,
         Self::H1Close,
         Self::H1Body(1),
@@ -50,6 +57,8 @@ impl Protocol {
         Self::H1Chunked(64 << 10),
         Self::H1Chunked(1 << 20),
         Self::H1Pipelined,
+        Self::H1Local,
+        Self::H1Checked,
         Self::Tcp,
         Self::TcpServerFirst,
         Self::H2(1),
@@ -68,6 +77,16 @@ impl Protocol {
         matches!(self, Self::MtlsH1 | Self::MtlsH1Close | Self::MtlsH2)
     }
 
+    /// Whether the proxy itself answers the request with this id.
+    pub const fn is_local(self, id: u64) -> bool {
+        matches!(self, Self::H1Local) && id.is_multiple_of(LOCAL_EVERY)
+    }
+
+    /// How many requests the proxy itself answers, of those with ids from 1 to `requests`.
+    pub const fn local(self, requests: u64) -> u64 {
+        if matches!(self, Self::H1Local) { requests / LOCAL_EVERY } else { 0 }
+    }
+
     /// Whether several messages can be under way on a connection at a time. With one stream on each of a client's
     /// connections as well: a proxy may put them together on one of its own.
     pub const fn multiplexes(self) -> bool {
@@ -83,6 +102,8 @@ impl fmt::Display for Protocol {
             Self::H1Body(bytes) => format!("h1-body-{bytes}"),
             Self::H1Chunked(bytes) => format!("h1-chunked-{bytes}"),
             Self::H1Pipelined => "h1-pipelined".to_owned(),
+            Self::H1Local => "h1-local".to_owned(),
+            Self::H1Checked => "h1-checked".to_owned(),
             Self::Tcp => "tcp".to_owned(),
             Self::TcpServerFirst => "tcp-server-first".to_owned(),
             Self::H2(streams) => format!("h2-{streams}"),
@@ -105,6 +126,8 @@ impl FromStr for Protocol {
             "h1" => Some(Self::H1),
             "h1-close" => Some(Self::H1Close),
             "h1-pipelined" => Some(Self::H1Pipelined),
+            "h1-local" => Some(Self::H1Local),
+            "h1-checked" => Some(Self::H1Checked),
             "tcp" => Some(Self::Tcp),
             "tcp-server-first" => Some(Self::TcpServerFirst),
             "mtls-h1" => Some(Self::MtlsH1),
@@ -126,6 +149,15 @@ impl FromStr for Protocol {
 #[cfg(test)]
 mod tests {
     use super::Protocol;
+
+    #[test]
+    fn as_many_are_local_as_are_counted() {
+        for protocol in [Protocol::H1, Protocol::H1Local] {
+            let local = (1..=1234).filter(|&id| protocol.is_local(id)).count();
+            assert_eq!(local as u64, protocol.local(1234));
+        }
+        assert_eq!((Protocol::H1.local(1234), Protocol::H1Local.local(1234)), (0, 123));
+    }
 
     #[test]
     fn names_are_read_back() {

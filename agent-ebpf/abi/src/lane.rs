@@ -18,10 +18,13 @@
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
 //! right too.
 
+mod own;
+
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending, STATE_BITS};
-use crate::upstreams::{NOWHERE, Upstreams};
+use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending, position_of};
+use crate::upstreams::Upstreams;
 use crate::word::Word;
+pub use own::Move;
 
 const REQUEST: usize = 0;
 const RESPONSE: usize = 1;
@@ -53,6 +56,9 @@ pub struct Lane<W> {
     answered: W,
     /// Tag of the request that seemed to be answered by the proxy itself when that was the last thing it did; else 0.
     ended: W,
+    /// Accepted connections that closed while their request was at a server, less opened ones that closed before their
+    /// response: so many responses will go nowhere, or, below zero, requests were or will be sent again.
+    gone: W,
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -168,51 +174,6 @@ impl<W: Word> Lane<W> {
         Some(tag)
     }
 
-    /// Says that a response was read from the connection `upstream`, or from one of which nothing is known: 0.
-    #[inline(always)]
-    pub fn note_answer(&self, upstream: u64) {
-        let asked = match self.upstreams.get(upstream) {
-            Some(place) => {
-                let asked = place.asked.load();
-                place.asked.store(0);
-                asked
-            }
-            None => self.pending[REQUEST].tail.load(),
-        };
-        if asked != NOWHERE && asked > self.answered.load() {
-            self.answered.store(asked);
-        }
-    }
-
-    /// Whether the response that is just read from the connection `upstream` goes nowhere: whoever asked for it has
-    /// gone. It is not to be pushed then.
-    #[inline(always)]
-    pub fn goes_nowhere(&self, upstream: u64) -> bool {
-        let Some(place) = self.upstreams.get(upstream) else { return false };
-        if place.asked.load() != NOWHERE {
-            return false;
-        }
-        place.asked.store(0);
-        self.upstreams.give_back(upstream);
-        true
-    }
-
-    /// Says that the connection has closed on which the request of this tag was read, and that no response to it was
-    /// written. Returns how many responses that wait end by that: 1 or 0. Any CPU may do this.
-    #[inline(always)]
-    pub fn leave(&self, request: u64) -> u64 {
-        let Some(entry) = self.pending[REQUEST].remembered(request) else { return 0 };
-        let Some(place) = self.upstreams.get(entry.upstream.load()) else { return 0 };
-        if place.carries.load() != request {
-            return 0;
-        }
-        if place.asked.load() != 0 {
-            place.asked.store(NOWHERE);
-            return 0;
-        }
-        u64::from(self.pending[RESPONSE].end(place.response.load()))
-    }
-
     /// A new connection: for the oldest request for which none was free. Returns its name.
     #[inline(always)]
     pub fn connect(&self) -> u64 {
@@ -317,21 +278,8 @@ impl<W: Word> Lane<W> {
         self.pending[REQUEST].of(request).upstream.store(upstream);
         if let Some(place) = self.upstreams.get(upstream) {
             place.carries.store(request);
-            place.asked.store(turn_end.max((request >> STATE_BITS) + 1));
+            place.asked.store(turn_end.max(position_of(request) + 1));
         }
-    }
-
-    /// Takes the request that seemed to be answered by the proxy itself, for a write to the connection `upstream` that
-    /// finds no other: what was written before was a control record, not an answer. `None` if there is none, or something
-    /// was read since.
-    #[inline(always)]
-    pub fn reclaim(&self, upstream: u64) -> Option<Claim> {
-        let request = self.ended.load();
-        self.ended.store(0);
-        let entry = self.pending[REQUEST].remembered(request)?;
-        self.note_asked(request, upstream, 0);
-        let (arrival_ns, read_ns) = (entry.arrival_ns.load(), entry.read_ns.load());
-        Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
     }
 
     /// Takes the response that a write to the connection `downstream` carries on. `request` is the tag of what was
@@ -374,49 +322,6 @@ impl<W: Word> Lane<W> {
         let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
         let claim = Self::take(set, choice, turn, now_ns);
         Claim { downstream: next_downstream, ..claim }
-    }
-
-    /// Whether a write to an accepted connection is the proxy's own answer and no response from upstream. `request` is
-    /// the tag of what was read there last, `downstream` the number of the connection, `usual` the name of the one that
-    /// brought the last response to it, `newest` as for a claim. Returns how many requests end by that, 1 or 0; `None`
-    /// where it may be a response.
-    ///
-    /// It may be one if a response was read from a connection that was written to for the turn of the request: where
-    /// several requests wait, another one may have been taken for this.
-    #[inline(always)]
-    pub fn end_answered(&self, request: u64, downstream: u64, usual: u64, newest: u64) -> Option<u64> {
-        let [requests, responses] = &self.pending;
-        let entry = requests.remembered(request)?;
-        let live = requests.is_live(request);
-        if self.shared.load() != 0 {
-            let since = responses.newest_read_ns() > entry.read_ns.load();
-            let may_be_response = newest != 0 || since && responses.any_live();
-            return (live && !may_be_response && requests.end(request)).then_some(1);
-        }
-        if request >> STATE_BITS < self.answered.load() || self.has_response_for(downstream, usual) {
-            return None;
-        }
-        if live {
-            self.ended.store(request);
-            return requests.end(request).then_some(1);
-        }
-        // It was taken for one whose connection has not brought a response yet: that one was left in its place.
-        let place = self.upstreams.get(entry.upstream.load())?;
-        if place.carries.load() != request || place.asked.load() == 0 {
-            return None;
-        }
-        Some(u64::from(requests.end_oldest(place.asked.load())))
-    }
-
-    /// Whether a response waits that came on this connection after a request of that downstream one was written to it:
-    /// where both ends of a stream speak at any time, it may have been read before the latest request.
-    #[inline(always)]
-    fn has_response_for(&self, downstream: u64, usual: u64) -> bool {
-        self.upstreams.get(usual).is_some_and(|place| {
-            let carried = self.pending[REQUEST].remembered(place.carries.load());
-            carried.is_some_and(|request| request.downstream.load() == downstream)
-                && self.pending[RESPONSE].is_live(place.response.load())
-        })
     }
 
     /// Makes it one that all threads of a process share.
@@ -586,6 +491,7 @@ impl<W: Word> Lane<W> {
         self.ended.store(0);
         self.latest.iter().for_each(|latest| latest.several.store(0));
         self.shared.store(0);
+        self.gone.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));
         self.pending[REQUEST].clear() + self.pending[RESPONSE].clear()
     }

@@ -36,11 +36,15 @@ pub const BATCH: u64 = 1 << 63;
 /// How many messages one write of a multiplexed connection may carry on.
 pub const DRAIN: usize = 16;
 
-pub(crate) const STATE_BITS: u32 = 2;
-const LIVE: u64 = 1;
+const STATE_BITS: u32 = 2;
+/// It can be claimed.
+pub(crate) const LIVE: u64 = 1;
+/// It can be, for a while.
 const ORPHAN: u64 = 2;
-const CLAIMED: u64 = 3;
-const DROPPED: u64 = 0;
+/// A write has taken it.
+pub(crate) const CLAIMED: u64 = 3;
+/// It has ended without a write.
+pub(crate) const DROPPED: u64 = 0;
 
 /// One message. The tag is its position in the set's history and its state, so that a stale tag never
 /// names a later message.
@@ -374,18 +378,24 @@ impl<W: Word> Pending<W> {
         ended
     }
 
-    /// Ends the oldest message, if it stands before `end` and at most [`TAKE_STEPS`] ended ones before it. Whether it
+    /// Ends the oldest message, if it stands before `end` and at most [`CLEAR_STEPS`] ended ones before it. Whether it
     /// did.
     #[inline(always)]
     pub(crate) fn end_oldest(&self, end: u64) -> bool {
         let mut position = self.clear_front();
-        for _ in 0..TAKE_STEPS {
+        for _ in 0..CLEAR_STEPS {
             if position < end && self.end(tag(position, LIVE)) {
                 return true;
             }
             position += 1;
         }
         false
+    }
+
+    /// When a message was read, whatever became of it, while it is remembered.
+    #[inline(always)]
+    pub fn when_read(&self, pushed_tag: u64) -> Option<u64> {
+        self.remembered(pushed_tag).map(|entry| entry.read_ns.load())
     }
 
     /// Whether a request was written to a connection; true of one that is not remembered.
@@ -426,6 +436,44 @@ impl<W: Word> Pending<W> {
         self.entry(self.tail.load().wrapping_sub(1)).read_ns.load()
     }
 
+    /// What has become of the message at this position: [`LIVE`], [`CLAIMED`], [`DROPPED`] or an orphan.
+    #[inline(always)]
+    pub(crate) fn state_at(&self, position: u64) -> u64 {
+        self.entry(position).tag.load() & (tag(1, 0) - 1)
+    }
+
+    /// When the message at this position arrived and was read.
+    #[inline(always)]
+    pub(crate) fn stamps(&self, position: u64) -> [u64; 2] {
+        let entry = self.entry(position);
+        [entry.arrival_ns.load(), entry.read_ns.load()]
+    }
+
+    /// Sets [`Pending::stamps`].
+    #[inline(always)]
+    pub(crate) fn set_stamps(&self, position: u64, [arrival_ns, read_ns]: [u64; 2]) {
+        let entry = self.entry(position);
+        entry.arrival_ns.store(arrival_ns);
+        entry.read_ns.store(read_ns);
+    }
+
+    /// Says that what became of the message at `from` became of the one at `to`.
+    #[inline(always)]
+    pub(crate) fn copy(&self, from: u64, to: u64) {
+        let (lower, upper) = (self.entry(from), self.entry(to));
+        upper.upstream.store(lower.upstream.load());
+        upper.tag.store(tag(to, self.state_at(from)));
+    }
+
+    /// Makes the message at this position live again, in the place of another that was.
+    #[inline(always)]
+    pub(crate) fn revive(&self, position: u64) {
+        self.entry(position).tag.store(tag(position, LIVE));
+        if position < self.head.load() {
+            self.head.store(position);
+        }
+    }
+
     /// Says that the connection of a message has closed: from now it can be claimed for
     /// [`ORPHAN_GRACE_NS`] after its read only.
     #[inline(always)]
@@ -453,6 +501,18 @@ impl<W: Word> Pending<W> {
     pub(crate) fn entry(&self, position: u64) -> &Entry<W> {
         &self.entries[position as usize % ENTRIES]
     }
+}
+
+/// The tag that the message at this position was pushed with.
+#[inline(always)]
+pub(crate) const fn tag_at(position: u64) -> u64 {
+    tag(position, LIVE)
+}
+
+/// The position of the message of this tag.
+#[inline(always)]
+pub(crate) const fn position_of(pushed_tag: u64) -> u64 {
+    pushed_tag >> STATE_BITS
 }
 
 /// Claimed, dropped or forgotten: no longer to be claimed. One that another thread is just pushing has an earlier

@@ -25,11 +25,11 @@ pub struct Upstream<W> {
     name: W,
     /// Names of its neighbours on the stack, 0 where there is none.
     above: W,
-    below: W,
+    pub(crate) below: W,
     /// 1 while it lies on the stack.
     free: W,
     /// 1 from when it closed. Any CPU may set it.
-    closed: W,
+    pub(crate) closed: W,
     /// Tag of the request that took it off the stack.
     pub(crate) pooled: W,
     /// Tag of the request that came from where its last response went.
@@ -71,7 +71,7 @@ pub struct Upstreams<W> {
     /// How many there have been.
     joined: W,
     /// Name of the one given back last; 0 if none is free.
-    top: W,
+    pub(crate) top: W,
     places: [Upstream<W>; UPSTREAMS],
 }
 
@@ -106,12 +106,10 @@ impl<W: Word> Upstreams<W> {
         (name != 0 && place.name.load() == name).then_some(place)
     }
 
-    /// Says that the connection has closed: no request will take it.
+    /// Says that the connection has closed: no request will take it. Returns it the first time.
     #[inline(always)]
-    pub fn close(&self, name: u64) {
-        if let Some(place) = self.get(name) {
-            place.closed.store(1);
-        }
+    pub(crate) fn close(&self, name: u64) -> Option<&Upstream<W>> {
+        self.get(name).filter(|place| place.closed.swap_if(0, 1))
     }
 
     /// Puts it on top of the stack: its response has come.
@@ -127,6 +125,22 @@ impl<W: Word> Upstreams<W> {
         place.above.store(0);
         place.free.store(1);
         self.top.store(name);
+    }
+
+    /// Puts it on the stack below the connection `over`; on top if that is none.
+    #[inline(always)]
+    pub(crate) fn give_back_below(&self, name: u64, over: u64) {
+        let Some(upper) = self.get(over).filter(|_| over != name) else { return self.give_back(name) };
+        self.take(name);
+        let Some(place) = self.get(name) else { return };
+        let below = upper.below.load();
+        if let Some(under) = self.get(below) {
+            under.above.store(name);
+        }
+        upper.below.store(name);
+        place.above.store(over);
+        place.below.store(below);
+        place.free.store(1);
     }
 
     /// Takes it off the stack, wherever it lies.

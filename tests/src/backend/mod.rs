@@ -63,6 +63,8 @@ impl Server {
             | Protocol::H1Body(_)
             | Protocol::H1Chunked(_)
             | Protocol::H1Pipelined
+            | Protocol::H1Local
+            | Protocol::H1Checked
             // What is between the proxies is theirs alone.
             | Protocol::MtlsH1
             | Protocol::MtlsH1Close

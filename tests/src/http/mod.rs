@@ -13,8 +13,19 @@ pub use template::{Template, body_bytes};
 /// The header that names a request, in the request and echoed in its response: 16 hexadecimal digits.
 pub const ID_HEADER: &str = "x-bed-id";
 
+/// The value of [`ID_HEADER`] in a proxy's own requests to the server, and in their responses.
+pub const CHECK_ID: u64 = u64::MAX;
+
+/// What a request asks for that the proxy answers itself.
+pub(crate) const LOCAL_PATH: &str = "/local";
+
 /// What bodies are made of. No message starts with it.
 pub const FILLER: u8 = b'.';
+
+/// A body of so many bytes.
+pub(crate) fn filler(bytes: usize) -> String {
+    char::from(FILLER).to_string().repeat(bytes)
+}
 
 /// No head of the bed is longer, bytes; more without an end of the head is an error.
 const LONGEST_HEAD_BYTES: usize = 16 * 1024;

@@ -29,6 +29,12 @@ impl Template {
         Self { start_line, rest: [host, connection.as_bytes(), &body].concat().into() }
     }
 
+    /// What a client asks of the proxy itself, as HTTP/1.1 keep-alive.
+    pub fn local_request() -> Self {
+        let rest = Bytes::from_static(b"host: bed\r\n\r\n");
+        Self { start_line: "GET /local HTTP/1.1", rest }
+    }
+
     /// What a server of this protocol answers; as HTTP/1.1 keep-alive, where it is none of HTTP/1.1.
     pub fn response(protocol: Protocol) -> Self {
         let rest = match protocol {

@@ -15,6 +15,9 @@ const PIPELINE_DEPTH: usize = 4;
 pub(super) struct Client {
     manner: Manner,
     request: Template,
+    /// What the proxy answers itself.
+    local: Template,
+    protocol: Protocol,
     /// Length of every response's body.
     body_bytes: u64,
 }
@@ -37,7 +40,8 @@ impl Client {
             _ => Manner::Kept,
         };
         let body_bytes = http::body_bytes(protocol) as u64;
-        Self { manner, request: Template::request(protocol), body_bytes }
+        let (request, local) = (Template::request(protocol), Template::local_request());
+        Self { manner, request, local, protocol, body_bytes }
     }
 
     /// Sends requests until the plan's end or the first error.
@@ -53,7 +57,8 @@ impl Client {
         let mut incoming = Incoming::new(shared.connect().await?);
         while let Some(id) = shared.turn(turns).await {
             in_time(async {
-                incoming.stream().write_all_buf(&mut self.request.message(id, "")).await?;
+                let request = if self.protocol.is_local(id) { &self.local } else { &self.request };
+                incoming.stream().write_all_buf(&mut request.message(id, "")).await?;
                 self.response(&mut incoming, id).await
             })
             .await?;

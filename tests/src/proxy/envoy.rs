@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{IDLE_SECONDS, Layer, Spec, write};
+use crate::http::{self, CHECK_ID, ID_HEADER, LOCAL_PATH};
 use crate::netns::Netns;
+use crate::protocol::{Protocol, SMALL_BODY_BYTES};
 use crate::tools;
 
 /// The name of the one cluster.
@@ -16,8 +18,13 @@ const CLUSTER: &str = "upstream";
 
 /// The command for an Envoy between client and server, without TLS.
 pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
-    let listener = listener(spec.listen, layer, None);
-    let cluster = cluster(spec.upstream, layer, None);
+    let mut listener = listener(spec.listen, layer, None);
+    let mut cluster = cluster(spec.upstream, layer, None);
+    match spec.protocol {
+        Protocol::H1Local => answer_locally(&mut listener)?,
+        Protocol::H1Checked => cluster["health_checks"] = json!([health_check()]),
+        _ => {}
+    }
     command(spec.workers, spec.netns, &listener, &cluster, spec.dir)
 }
 
@@ -88,6 +95,36 @@ pub(crate) fn one_request_a_connection() -> Value {
             "@type": typed("upstreams.http.v3.HttpProtocolOptions"),
             "common_http_protocol_options": {"max_requests_per_connection": 1},
             "explicit_http_config": {"http_protocol_options": {}},
+        },
+    })
+}
+
+/// Makes the proxy answer one path itself.
+fn answer_locally(listener: &mut Value) -> Result<()> {
+    let routes = "/filter_chains/0/filters/0/typed_config/route_config/virtual_hosts/0/routes";
+    let routes = listener.pointer_mut(routes).and_then(Value::as_array_mut).context("no routes")?;
+    let id = format!("%REQ({ID_HEADER})%");
+    let route = json!({
+        "match": {"path": LOCAL_PATH},
+        "direct_response": {"status": 200, "body": {"inline_string": http::filler(SMALL_BODY_BYTES)}},
+        "response_headers_to_add": [{"header": {"key": ID_HEADER, "value": id}}],
+    });
+    routes.insert(0, route);
+    Ok(())
+}
+
+fn health_check() -> Value {
+    json!({
+        "timeout": "1s",
+        "interval": "0.01s",
+        "no_traffic_interval": "0.01s",
+        "unhealthy_threshold": 3,
+        "healthy_threshold": 1,
+        "http_health_check": {
+            "path": "/",
+            "request_headers_to_add": [
+                {"header": {"key": ID_HEADER, "value": format!("{CHECK_ID:x}")}},
+            ],
         },
     })
 }

@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::{IDLE_SECONDS, Layer, Spec, write};
-use crate::protocol::Protocol;
+use crate::http::{self, CHECK_ID, ID_HEADER, LOCAL_PATH};
+use crate::protocol::{Protocol, SMALL_BODY_BYTES};
 use crate::tools;
 
 /// What `HAProxy` lets a client have at a time on an HTTP/2 connection if nothing is said.
@@ -26,6 +27,8 @@ pub(super) struct Config<'a> {
     pub(crate) global: &'a str,
     /// More lines of `frontend`.
     pub(crate) frontend: &'a str,
+    /// More lines of `backend`.
+    pub(super) backend: &'a str,
 }
 
 /// The command for a `HAProxy` between client and server, without TLS.
@@ -39,13 +42,26 @@ pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
         Protocol::H2(streams) | Protocol::Grpc(streams) => streams.max(STREAMS),
         _ => STREAMS,
     };
-    command(spec, &Config { mode, bind: codec, server: codec, streams, global: "", frontend: "" })
+    let own_body = http::filler(SMALL_BODY_BYTES);
+    let local = format!(
+        "http-request return status 200 content-type text/plain string {own_body} \
+         hdr {ID_HEADER} %[req.hdr({ID_HEADER})] if {{ path {LOCAL_PATH} }}"
+    );
+    let check = format!(
+        "option httpchk\n    http-check send meth GET uri / ver HTTP/1.1 hdr host bed hdr {ID_HEADER} {CHECK_ID:x}"
+    );
+    let (frontend, backend, server) = match spec.protocol {
+        Protocol::H1Local => (local.as_str(), "", codec),
+        Protocol::H1Checked => ("", check.as_str(), "check inter 10ms"),
+        _ => ("", "", codec),
+    };
+    command(spec, &Config { mode, bind: codec, server, streams, global: "", frontend, backend })
 }
 
 /// The command for `HAProxy`; where and how many is taken from `spec`.
 pub(super) fn command(spec: &Spec<'_>, config: &Config<'_>) -> Result<Command> {
     let Spec { workers, netns, listen, upstream, dir, .. } = spec;
-    let Config { mode, bind, server, streams, global, frontend } = config;
+    let Config { mode, bind, server, streams, global, frontend, backend } = config;
     let reuse = if *mode == "http" { "option http-keep-alive\n    http-reuse always" } else { "" };
     let config = format!(
         "global
@@ -65,6 +81,7 @@ frontend downstream
     {frontend}
     default_backend upstream
 backend upstream
+    {backend}
     server upstream {upstream} {server}
 "
     );

@@ -110,9 +110,13 @@ impl ProxyKind {
         };
         match self {
             Self::Envoy | Self::Haproxy => true,
+            // It asks no server whether it is there.
+            Self::Nginx if protocol == Protocol::H1Checked => false,
             // It speaks HTTP/2 to servers only for gRPC.
             Self::Nginx => layer != Layer::Http2,
             // Debian's Go has HTTP/2 without TLS outside its standard library only.
+            // Neither of the two answers or asks for itself.
+            Self::Go | Self::Hyper if matches!(protocol, Protocol::H1Local | Protocol::H1Checked) => false,
             Self::Go => layer == Layer::Http1,
             Self::Hyper => layer != Layer::Tcp,
             Self::TokioTcp | Self::Blocking | Self::IoUring | Self::Splice => layer == Layer::Tcp,
@@ -154,7 +158,9 @@ impl Layer {
             | Protocol::H1Close
             | Protocol::H1Body(_)
             | Protocol::H1Chunked(_)
-            | Protocol::H1Pipelined => Some(Self::Http1),
+            | Protocol::H1Pipelined
+            | Protocol::H1Local
+            | Protocol::H1Checked => Some(Self::Http1),
             Protocol::Tcp | Protocol::TcpServerFirst => Some(Self::Tcp),
             Protocol::H2(_) => Some(Self::Http2),
             Protocol::Grpc(_) => Some(Self::Grpc),

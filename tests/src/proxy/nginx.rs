@@ -6,8 +6,9 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::{IDLE_SECONDS, Layer, Spec, write};
+use crate::http::{self, ID_HEADER};
 use crate::netns::Netns;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, SMALL_BODY_BYTES};
 use crate::tools;
 
 /// Where the body of a request is kept if nothing is said, bytes.
@@ -92,12 +93,19 @@ fn http_server(spec: &Spec<'_>) -> String {
         Protocol::H1Body(bytes) | Protocol::H1Chunked(bytes) => (2 * bytes).max(BODY_BUFFER_BYTES),
         _ => BODY_BUFFER_BYTES,
     };
+    let local = http::LOCAL_PATH;
+    let id_variable = ID_HEADER.replace('-', "_");
+    let own_body = http::filler(SMALL_BODY_BYTES);
     format!(
         "{}
     server {{
         listen {};
         client_max_body_size 0;
         client_body_buffer_size {body};
+        location = {local} {{
+            add_header {ID_HEADER} $http_{id_variable};
+            return 200 \"{own_body}\";
+        }}
         location / {{
             proxy_pass http://backend;
             proxy_http_version 1.1;

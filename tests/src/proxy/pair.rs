@@ -196,6 +196,7 @@ fn haproxy_commands(
         streams: haproxy::STREAMS,
         global: "",
         frontend: "",
+        backend: "",
     };
     Ok([
         haproxy::command(client, &haproxy::Config { server: &server_words, frontend: closing, ..plain })?,

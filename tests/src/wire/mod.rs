@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 
+use crate::http;
 use crate::protocol::Protocol;
 pub use latencies::Latencies;
 pub use stream::Carried;
@@ -93,6 +94,8 @@ pub struct Wire {
     pub retransmitted: u64,
     /// Messages in which no id was found.
     pub nameless: u64,
+    /// The proxies' own requests to the server, and their responses: no crossings.
+    pub checks: u64,
 }
 
 /// How messages are found.
@@ -155,6 +158,7 @@ impl Wire {
             repeated: 0,
             retransmitted: 0,
             nameless: 0,
+            checks: 0,
         }
     }
 
@@ -199,6 +203,10 @@ impl Wire {
             self.nameless += 1;
             return;
         };
+        if id == http::CHECK_ID {
+            self.checks += 1;
+            return;
+        }
         let messages = match packet.direction {
             Direction::Request => &mut self.requests,
             Direction::Response => &mut self.responses,
@@ -223,13 +231,26 @@ impl Wire {
     }
 
     /// The latencies of one direction by bursts: what came in one packet and left in one packet counts once, however
-    /// many messages it was. Where several messages are under way on a connection, nothing but their contents tells
-    /// how many there were.
+    /// many messages it was, and where it leaves on connections that carry several messages at once too, what came in one
+    /// packet counts until the first of it leaves. Nothing but their contents tells more.
     pub fn bursts(&self, direction: Direction) -> Latencies {
         let mut times: Vec<_> = self.times(direction).collect();
         times.sort_unstable();
-        times.dedup();
+        if self.leaves_multiplexed(direction) {
+            times.dedup_by_key(|[in_ns, _]| *in_ns);
+        } else {
+            times.dedup();
+        }
         Latencies::of(times.into_iter())
+    }
+
+    fn leaves_multiplexed(&self, direction: Direction) -> bool {
+        let Reading::Streams(sides, _) = &self.reading else { return false };
+        let carried = match direction {
+            Direction::Request => &sides.upstream,
+            Direction::Response => &sides.downstream,
+        };
+        carried.is_multiplexed()
     }
 
     /// When each message of one direction came in and went out, ns.

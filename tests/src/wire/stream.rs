@@ -64,6 +64,15 @@ impl Carried {
         }
     }
 
+    /// Whether the messages of one connection may be answered in any order.
+    pub(super) fn is_multiplexed(&self) -> bool {
+        match self {
+            Self::Http1 | Self::Tcp => false,
+            Self::Http2 => true,
+            Self::Tls(_, inner) => inner.is_multiplexed(),
+        }
+    }
+
     /// What reads a connection of which nothing was seen, opened by `opener`.
     pub(super) fn messages(&self, direction: Direction, opener: SocketAddr) -> Messages {
         match self {

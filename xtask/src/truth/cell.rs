@@ -130,7 +130,8 @@ impl Programs {
         let proxies: Vec<_> = proxies
             .iter()
             .map(|proxy| {
-                let messages = valid(&proxy.wire, &load).with_context(|| name(cell, proxy.end))?;
+                let messages =
+                    valid(&proxy.wire, &load, cell.protocol).with_context(|| name(cell, proxy.end))?;
                 let judged = if cell.protocol.multiplexes() {
                     Direction::ALL.map(|direction| proxy.wire.bursts(direction))
                 } else {
@@ -161,8 +162,9 @@ impl Programs {
         let capture = Capture::start(Vantage::of(&bed), wire::needs_whole_packets(cell.protocol), dir)?;
         let pid = proxy.pid();
         let load = self.load(cell, &bed.client, listen, &[pid], dir)?;
-        let captured = capture.stop()?;
+        // Before the capture: a proxy that asks whether the server is there never falls silent.
         proxy.stop()?;
+        let captured = capture.stop()?;
         backend.stop()?;
         drop(bed);
         let wire = captured.read(Wire::new(cell.protocol))?;
@@ -232,7 +234,7 @@ fn drive(words: &[OsString], longest: Duration, dir: &std::path::Path) -> Result
 }
 
 /// The latencies of both directions, if the capture holds every message of the load whole.
-fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
+fn valid(wire: &Wire, load: &Tally, protocol: Protocol) -> Result<[Latencies; 2]> {
     let first_error = load.first_error.as_deref().unwrap_or("it sent nothing");
     ensure!(load.requests > 0 && load.errors == 0, "the load had {} errors: {first_error}", load.errors);
     ensure!(
@@ -242,10 +244,16 @@ fn valid(wire: &Wire, load: &Tally) -> Result<[Latencies; 2]> {
     );
     ensure!(wire.nameless == 0, "the wire is no truth: {} messages without an id", wire.nameless);
     let latencies = Direction::ALL.map(|direction| wire.latencies(direction));
-    let expected = [load.requests, load.responses];
+    ensure!(
+        (wire.checks > 0) == (protocol == Protocol::H1Checked),
+        "the wire is no truth: {} requests of the proxy's own",
+        wire.checks
+    );
+    let local = protocol.local(load.requests);
+    let expected = [load.requests - local, load.responses - local];
     for ((direction, latencies), expected) in Direction::ALL.into_iter().zip(&latencies).zip(expected) {
         ensure!(
-            latencies.count() == expected && latencies.one_sided == 0 && latencies.backwards == 0,
+            latencies.count() == expected && latencies.one_sided == local && latencies.backwards == 0,
             "the wire is no truth: {} {}s crossed, {} were seen on one side only, {} left before they arrived; \
              the load had {expected}",
             latencies.count(),

@@ -135,7 +135,8 @@ pub fn rows(cell: &Cell, measured: &Measured) -> Vec<String> {
 pub fn amounts(measured: &Measured) -> String {
     let rate = measured.load.requests as f64 / measured.load.seconds;
     let (requests, wire) = (measured.load.requests, measured.wire);
-    let seen =
-        measured.matching.as_ref().map_or_else(String::new, |it| format!(", {} seen by the agent", it.seen));
+    let seen = measured.matching.as_ref().map_or_else(String::new, |it| {
+        format!(", {} seen by the agent, {} of the proxy's own", it.seen, it.local)
+    });
     format!("{requests} requests, {rate:.0} a second; {wire} messages on the wire{seen}")
 }

@@ -118,6 +118,8 @@ pub struct Matching {
     pub lost: BTreeMap<String, u64>,
     /// Not yet forwarded.
     pub in_flight: u64,
+    /// Beside those seen: messages that end or begin in the proxy.
+    pub local: u64,
 }
 
 /// One number, twice.
@@ -155,6 +157,7 @@ impl Matching {
         self.ambiguous += other.ambiguous;
         self.unmatched += other.unmatched;
         self.in_flight += other.in_flight;
+        self.local += other.local;
         for (reason, count) in &other.lost {
             *self.lost.entry(reason.clone()).or_default() += count;
         }

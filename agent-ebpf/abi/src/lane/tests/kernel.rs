@@ -48,7 +48,7 @@ pub(super) struct Kernel {
     shared: bool,
     sockets: Vec<Socket>,
     recent: HashMap<u32, Recent>,
-    claimed: HashSet<Tag>,
+    claimed: HashSet<(usize, u64)>,
 }
 
 impl Kernel {
@@ -103,7 +103,7 @@ impl Kernel {
         }
         self.note_waiting(id, inbound == REQUEST);
         let socket = &mut self.sockets[id];
-        if own || inbound == RESPONSE && self.lane.goes_nowhere(socket.upstream) {
+        if inbound == RESPONSE && self.lane.goes_nowhere(socket.upstream, own) {
             socket.pending_tag = 0;
             self.counters.local += 1;
             return None;
@@ -136,8 +136,13 @@ impl Kernel {
         let newest = if self.shared { self.lane.newest(outbound, tid, &recent) } else { 0 };
         let socket = &self.sockets[id];
         if outbound == RESPONSE
-            && let Some(ended) =
-                self.lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest)
+            && let Some(ended) = self.lane.end_answered(
+                socket.pending_tag,
+                u64::from(socket.id),
+                socket.upstream,
+                newest,
+                |moved| self.lane.move_one(moved),
+            )
         {
             self.counters.local += ended;
             self.end(ended);
@@ -174,7 +179,7 @@ impl Kernel {
         self.end(claim.expired);
         self.counters.claimed += 1;
         self.counters.pending -= 1;
-        assert!(self.claimed.insert((outbound, claim.tag)), "{claim:?} was claimed before");
+        assert!(self.claimed.insert((outbound, claim.read_ns)), "{claim:?} was claimed before");
         Written::Claimed((outbound, claim.tag), claim.read_ns)
     }
 
@@ -192,7 +197,7 @@ impl Kernel {
         }
         self.note_waiting(id, false);
         if role == ROLE_OPENED {
-            self.lane.upstreams.close(self.sockets[id].upstream);
+            self.lane.close(self.sockets[id].upstream);
         }
     }
 

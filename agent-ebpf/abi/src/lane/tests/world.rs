@@ -100,6 +100,8 @@ pub(super) struct World {
     chosen: HashMap<usize, Id>,
     pub right: [u64; 2],
     pub wrong: [u64; 2],
+    /// Answers of the proxy's own.
+    pub local: u64,
     /// How long messages were inside, ns: in truth and as found.
     pub truth_ns: Vec<u64>,
     pub found_ns: Vec<u64>,
@@ -124,6 +126,7 @@ impl World {
             chosen: HashMap::new(),
             right: [0; 2],
             wrong: [0; 2],
+            local: 0,
             truth_ns: Vec::new(),
             found_ns: Vec::new(),
         };
@@ -287,6 +290,7 @@ impl World {
         };
         let (tid, random) = (thread as u32 + 1, self.random.next() as u32);
         let written = self.kernel.write(socket, tid, random, self.now_ns);
+        self.local += u64::from(matches!(work, Work::Local(_)));
         if !matches!(work, Work::Probe(_))
             && written != Written::Nothing
             && self.chance(self.plan.churn.parts)
@@ -328,10 +332,10 @@ impl World {
     fn compare(&mut self, cause: Option<(Tag, u64)>, written: Written) {
         let Some((tag, read_ns)) = cause else { return };
         let found = match written {
-            Written::Claimed(found, found_ns) => {
+            Written::Claimed(_, found_ns) => {
                 self.truth_ns.push(self.now_ns - read_ns);
                 self.found_ns.push(self.now_ns - found_ns);
-                found == tag
+                found_ns == read_ns
             }
             _ => false,
         };
