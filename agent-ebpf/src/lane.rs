@@ -29,7 +29,7 @@ pub struct Current<'a> {
 #[inline(always)]
 pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'a>> {
     let [moves, work, _] = moves_of(socket)?;
-    let mut shared = moves.load() >= MANY_MOVES || work.load() >= MANY_MOVES;
+    let mut shared = is_shared(socket)?;
     socket.settled = socket.settled.saturating_add(1);
     if !shared && socket.owner != tid && socket.owner != 0 && is_answer(socket) {
         if socket.settled < SETTLED_MESSAGES {
@@ -69,6 +69,13 @@ fn moves_of<'a>(socket: &Socket) -> Option<[&'a Atomic; 3]> {
     // SAFETY: fields of a map value.
     let fields = unsafe { [&raw mut (*moves).sockets, &raw mut (*moves).work, &raw mut (*moves).unread_ns] };
     Some(fields.map(Atomic::at))
+}
+
+/// Whether the threads of a socket's proxy share a lane.
+#[inline(always)]
+pub fn is_shared(socket: &Socket) -> Option<bool> {
+    let [moves, work, _] = moves_of(socket)?;
+    Some(moves.load() >= MANY_MOVES || work.load() >= MANY_MOVES)
 }
 
 /// A request was written that the thread has not read: it may have been handed over, or is the proxy's own.

@@ -1,7 +1,7 @@
 //! What a proxy writes of its own: answers, and the control records of protocols that have them.
 
 use smp_agent_abi::lane::Move;
-use smp_agent_abi::layout::{Direction, ROLE_ACCEPTED, Socket, TURN_READING};
+use smp_agent_abi::layout::{Direction, ROLE_ACCEPTED, SHARED, Socket, TURN_READING};
 
 use crate::maps::counter;
 use crate::socket::Used;
@@ -22,6 +22,10 @@ pub extern "C" fn follows_own_read(socket: *const Socket) -> u32 {
     let (own, other) =
         if socket.role == ROLE_ACCEPTED { (requests, responses) } else { (responses, requests) };
     let Some(read_ns) = own.read_ns(socket.pending_tag) else { return 0 };
+    // From a time when threads had lanes of their own.
+    if socket.owner & SHARED == 0 && lane::is_shared(socket) == Some(true) {
+        return 0;
+    }
     u32::from(other.newest_read_ns() <= read_ns)
 }
 
@@ -72,7 +76,9 @@ extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
     else {
         return NOT_OWN;
     };
-    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag) {
+    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag)
+        && !lane.suspect_several(read_ns)
+    {
         lane::note_answered(socket, read_ns, false);
     }
     ended as u32

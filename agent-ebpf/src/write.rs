@@ -8,8 +8,8 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Loss, RECORD_BYTES, ROLE_ACCEPTED, Socket,
-    TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
+    Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
 use smp_agent_abi::opening::OPENING_OVER;
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
@@ -90,7 +90,11 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     // Only the first write after a read starts a message: the rest are its continuation.
     let turn = used.socket.turn;
-    if turn == TURN_WRITING || turn == TURN_OWN && is_own_answer(used.socket) {
+    if turn == TURN_WRITING {
+        note_continued(used.socket);
+        return None;
+    }
+    if turn == TURN_OWN && is_own_answer(used.socket) {
         return None;
     }
     used.socket.turn = TURN_WRITING;
@@ -262,6 +266,18 @@ fn from_latest(
         }
     }
     None
+}
+
+/// One more write to an opened connection that was not read since, although requests wait: it may have carried them.
+#[inline(always)]
+fn note_continued(socket: &Socket) {
+    if socket.role != ROLE_ACCEPTED
+        && let Some(lane) = lane::at(socket.lane)
+        && lane.pending[Direction::Request as usize].any_live()
+    {
+        // SAFETY: no precondition.
+        lane.note_continued(unsafe { bpf_ktime_get_ns() });
+    }
 }
 
 /// One message that begins and ends in the proxy.

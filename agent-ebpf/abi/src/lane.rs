@@ -59,6 +59,8 @@ pub struct Lane<W> {
     /// Accepted connections that closed while their request was at a server, less opened ones that closed before their
     /// response: so many responses will go nowhere, or, below zero, requests were or will be sent again.
     gone: W,
+    /// When an opened connection was last written to again although requests waited, ns.
+    continued_ns: W,
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -489,6 +491,7 @@ impl<W: Word> Lane<W> {
         self.order.iter().for_each(Order::clear);
         self.upstreams.clear();
         self.ended.store(0);
+        self.continued_ns.store(0);
         self.latest.iter().for_each(|latest| latest.several.store(0));
         self.shared.store(0);
         self.gone.store(0);

@@ -127,8 +127,15 @@ struct Sighting {
 /// The sightings of one message on the two sides, ns.
 #[derive(Clone, Copy, Debug, Default)]
 struct Crossing {
-    downstream_ns: Option<u64>,
-    upstream_ns: Option<u64>,
+    downstream: Option<Passed>,
+    upstream: Option<Passed>,
+}
+
+/// When the first byte of a message passed, and on which connection: the address of the end that opened it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Passed {
+    time_ns: u64,
+    opener: SocketAddr,
 }
 
 /// Whether packets must be captured to their end, and the first packets of connections (SYN) as well.
@@ -213,35 +220,37 @@ impl Wire {
         };
         let crossing = messages.entry(id).or_default();
         let stamp = match packet.side {
-            Side::Downstream => &mut crossing.downstream_ns,
-            Side::Upstream => &mut crossing.upstream_ns,
+            Side::Downstream => &mut crossing.downstream,
+            Side::Upstream => &mut crossing.upstream,
         };
+        let passed = Passed { time_ns: sighting.time_ns, opener: packet.opener };
         match stamp {
-            None => *stamp = Some(sighting.time_ns),
-            Some(first_ns) => {
+            None => *stamp = Some(passed),
+            Some(first) => {
                 self.repeated += 1;
-                *first_ns = sighting.time_ns.min(*first_ns);
+                *first = passed.min(*first);
             }
         }
     }
 
     /// The latencies of one direction: first byte out less first byte in.
     pub fn latencies(&self, direction: Direction) -> Latencies {
-        Latencies::of(self.times(direction))
+        Latencies::of(self.passages(direction).map(|passage| passage.map(|passed| Some(passed?.time_ns))))
     }
 
     /// The latencies of one direction by bursts: what came in one packet and left in one packet counts once, however
-    /// many messages it was, and where it leaves on connections that carry several messages at once too, what came in one
-    /// packet counts until the first of it leaves. Nothing but their contents tells more.
+    /// many messages it was; where it leaves on connections that carry several messages at once too, what came in one
+    /// packet counts once for each of those, until the first of it leaves there. Nothing but their contents tells more.
     pub fn bursts(&self, direction: Direction) -> Latencies {
-        let mut times: Vec<_> = self.times(direction).collect();
-        times.sort_unstable();
+        let mut passages: Vec<_> = self.passages(direction).collect();
+        passages.sort_unstable();
         if self.leaves_multiplexed(direction) {
-            times.dedup_by_key(|[in_ns, _]| *in_ns);
+            passages.sort_by_key(|[arrived, left]| (*arrived, left.map(|left| left.opener)));
+            passages.dedup_by_key(|[arrived, left]| (*arrived, left.map(|left| left.opener)));
         } else {
-            times.dedup();
+            passages.dedup();
         }
-        Latencies::of(times.into_iter())
+        Latencies::of(passages.into_iter().map(|passage| passage.map(|passed| Some(passed?.time_ns))))
     }
 
     fn leaves_multiplexed(&self, direction: Direction) -> bool {
@@ -253,15 +262,15 @@ impl Wire {
         carried.is_multiplexed()
     }
 
-    /// When each message of one direction came in and went out, ns.
-    fn times(&self, direction: Direction) -> impl Iterator<Item = [Option<u64>; 2]> {
+    /// How each message of one direction came in and went out.
+    fn passages(&self, direction: Direction) -> impl Iterator<Item = [Option<Passed>; 2]> {
         let messages = match direction {
             Direction::Request => &self.requests,
             Direction::Response => &self.responses,
         };
         messages.values().map(move |crossing| match direction {
-            Direction::Request => [crossing.downstream_ns, crossing.upstream_ns],
-            Direction::Response => [crossing.upstream_ns, crossing.downstream_ns],
+            Direction::Request => [crossing.downstream, crossing.upstream],
+            Direction::Response => [crossing.upstream, crossing.downstream],
         })
     }
 }

@@ -34,6 +34,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         waiting_on: Default::default(),
         answered: AtomicU64::default(),
         ended: AtomicU64::default(),
+        continued_ns: AtomicU64::default(),
         gone: AtomicU64::default(),
         latest: Default::default(),
         order: Default::default(),
