@@ -18,6 +18,7 @@
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
 //! right too.
 
+mod detour;
 mod own;
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
