@@ -11,12 +11,12 @@ use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
     Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING, is_record,
 };
-use smp_agent_abi::opening::OPENING_OVER;
+use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
 use smp_agent_abi::word::Word as _;
 
 use crate::lane::{self, Current};
-use crate::maps::{LESS_ONE, counter};
+use crate::maps::{LESS_ONE, Lane, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
@@ -122,6 +122,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
+    let answered = lane::at(place).map_or(0, Lane::has_just_read_response);
     clear_fronts(place);
     let mut newest = newest;
     if shared {
@@ -153,6 +154,9 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         }
     }
     let claim = if claim.tag == 0 && !claim.too_far {
+        if goes_on(&used, size, answered) {
+            return None;
+        }
         from_latest(&mut used, turn, claim, size, follows, now_ns)?
     } else {
         claim
@@ -309,6 +313,29 @@ fn note_continued(socket: &Socket) {
         // SAFETY: no precondition.
         lane.note_continued(unsafe { bpf_ktime_get_ns() });
     }
+}
+
+/// Ends the response that a write to the connection `upstream` comes from: see `Lane::go_on`. 1 if it did.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn go_on(place: u32, upstream: u64, at_once: u64) -> u32 {
+    u32::from(lane::at(place).is_some_and(|lane| lane.go_on(upstream, at_once != 0)))
+}
+
+/// True if a write that found no request is the second one for a request whose answer was just read, of whoever was
+/// asked first.
+#[inline(always)]
+fn goes_on(used: &Used<'_>, size: usize, at_once: u64) -> bool {
+    let socket = &used.socket;
+    // What is written within a handshake has no request either.
+    let may = socket.role != ROLE_ACCEPTED && size > RECORD_BYTES && socket.opening != OPENING_ASKED_AGAIN;
+    if !may || go_on(socket.lane, socket.upstream, at_once) == 0 {
+        return false;
+    }
+    used.counters.add(counter!(pending), LESS_ONE);
+    used.counters.add(counter!(local), 1);
+    count_local(used);
+    true
 }
 
 /// One message that begins and ends in the proxy.

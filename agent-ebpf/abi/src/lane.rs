@@ -18,6 +18,7 @@
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
 //! right too.
 
+mod detour;
 mod own;
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
@@ -292,13 +293,16 @@ impl<W: Word> Lane<W> {
         let (turn, order) = self.look(REQUEST);
         let next_downstream = set.next_in_order();
         let habit = set.blur(order.habit() as u64);
-        let foreseen = match self.upstreams.get(upstream) {
-            Some(upstream) if habit == Habit::Pool as u64 => upstream.pooled.load(),
-            Some(upstream) if habit == Habit::Usual as u64 => upstream.usual.load(),
+        let place = self.upstreams.get(upstream);
+        // A connection that has just opened is for who has waited longest.
+        let first = place.is_some_and(|place| place.carries.load() == 0);
+        let foreseen = match place {
+            Some(place) if habit == Habit::Pool as u64 && !first => place.pooled.load(),
+            Some(place) if habit == Habit::Usual as u64 => place.usual.load(),
             _ => 0,
         };
         let foreseen = set.blur(foreseen);
-        let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
+        let by_chance = set.blur(u64::from(!first && self.by_chance(habit, order, random)));
         let claim =
             Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, self.patient(now_ns));
         if claim.tag != 0 {

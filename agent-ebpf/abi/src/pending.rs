@@ -40,7 +40,7 @@ const STATE_BITS: u32 = 2;
 /// It can be claimed.
 pub(crate) const LIVE: u64 = 1;
 /// It can be, for a while.
-const ORPHAN: u64 = 2;
+pub(crate) const ORPHAN: u64 = 2;
 /// A write has taken it.
 pub(crate) const CLAIMED: u64 = 3;
 /// It has ended without a write.

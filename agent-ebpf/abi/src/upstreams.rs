@@ -92,6 +92,7 @@ impl<W: Word> Upstreams<W> {
             &place.response,
             &place.carries,
             &place.asked,
+            &place.held[4],
         ] {
             word.store(0);
         }

@@ -195,3 +195,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_held_is_handed_out_once_and_before_its_place_is_taken() {
+    let (upstreams, names) = with(UPSTREAMS - 1);
+    let held = Held { arrival_ns: 1, read_ns: 2, write_ns: 3, departure_ns: 0, class: 2 };
+    assert!(upstreams.hold(names[0], held));
+    upstreams.depart(names[0], 4);
+    assert_eq!(upstreams.oldest(), 0);
+    upstreams.join();
+    assert_eq!(upstreams.oldest(), names[0]);
+    assert!(upstreams.holds(names[0]) && !upstreams.holds(names[1]));
+    assert_eq!(upstreams.release(names[0]), Some(Held { departure_ns: 4, ..held }));
+    assert_eq!(upstreams.release(names[0]), None);
+
+    assert!(upstreams.hold(names[0], held));
+    let next = upstreams.join();
+    assert_eq!((upstreams.release(names[0]), upstreams.release(next)), (None, None));
+    assert!(!upstreams.hold(names[0], held));
+}

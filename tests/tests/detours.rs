@@ -1,0 +1,301 @@
+//! What does not simply cross: requests that are tried again, side calls, copies, a proxy's own answers, clients that
+//! leave, proxies that are reloaded or restarted. Each leaves nothing behind: the classes add up, nothing stays in
+//! flight, and plain load afterwards is measured as if nothing had been.
+
+mod scene;
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use bed::netns::{Bed, Family};
+use bed::process::Child;
+use bed::tools;
+use rustix::process::{Pid, Signal, kill_process};
+use scene::{Daemon, Scene};
+use serde_json::{Value, json};
+
+const CONNECTIONS: usize = 8;
+const EACH: usize = 40;
+/// Connections of the load that wakes every worker.
+const WAKERS: usize = 16;
+const REQUESTS: f64 = (CONNECTIONS * EACH) as f64;
+
+/// What each detour makes of [`REQUESTS`] requests, to show and to judge: requests and responses that crossed, messages
+/// without a counterpart, local ones, connections opened.
+fn detour(
+    name: &str,
+    start: impl Fn(&Scene) -> Result<Child>,
+    go: impl Fn(&Scene) -> Result<()>,
+) -> Result<[f64; 5]> {
+    let scene = Scene::new(name)?;
+    let proxy = start(&scene)?;
+    let pid = proxy.pid();
+    let mut daemon = Daemon::start(&scene, &pid.to_string(), pid)?;
+    // The proxy's connections to its server are there then, and its habits are known.
+    scene.assert_measures_well(&mut daemon, CONNECTIONS)?;
+    let before = daemon.quiet()?;
+    go(&scene)?;
+    // What was read from a connection that has closed, and went nowhere, is given up at its thread's next message.
+    thread::sleep(Duration::from_millis(100));
+    scene.ask(WAKERS, 4, "/plain", "200")?;
+    let after = daemon.quiet()?;
+    let mut came = after.since(&before);
+    came[0] -= 4.0 * WAKERS as f64;
+    came[1] -= 4.0 * WAKERS as f64;
+    eprintln!("{name}: requests, responses, unmatched, local, connects: {came:?}");
+    scene.assert_measures_well(&mut daemon, CONNECTIONS)?;
+    Ok(came)
+}
+
+#[test]
+fn a_request_that_is_tried_again_crosses_once() {
+    let [requests, responses, unmatched, local, _] =
+        detour("retry", envoy, |scene| scene.ask(CONNECTIONS, EACH, "/retry", "200")).expect("a measurement");
+    eprintln!("{requests} {responses} {unmatched} {local}");
+}
+
+#[test]
+fn a_side_call_of_envoy() {
+    let came = detour("ext-authz", envoy, |scene| {
+        scene.ask(CONNECTIONS, EACH, "/side", "200")?;
+        ensure!(scene.server.asked("/authorize/side") == REQUESTS as u64, "no side calls");
+        Ok(())
+    });
+    came.expect("a measurement");
+}
+
+#[test]
+fn a_side_call_of_nginx() {
+    let came = detour("auth-request", nginx, |scene| {
+        scene.ask(CONNECTIONS, EACH, "/side", "200")?;
+        ensure!(scene.server.asked("/authorize") == REQUESTS as u64, "no side calls");
+        Ok(())
+    });
+    came.expect("a measurement");
+}
+
+#[test]
+fn a_copy_for_another_server() {
+    for (name, start) in [("mirror-envoy", envoy as fn(&Scene) -> Result<Child>), ("mirror-nginx", nginx)] {
+        detour(name, start, |scene| scene.ask(CONNECTIONS, EACH, "/mirror", "200")).expect("a measurement");
+    }
+}
+
+#[test]
+fn a_proxys_own_answers() {
+    for (path, status) in [("/none", "404"), ("/redirect", "301"), ("/limited", "429")] {
+        let name = format!("own-{status}");
+        let came = detour(&name, envoy, |scene| {
+            if path == "/limited" {
+                // One is free.
+                scene.ask(1, 1, path, "200")?;
+            }
+            scene.ask(CONNECTIONS, EACH, path, status)
+        });
+        came.expect("a measurement");
+    }
+}
+
+#[test]
+fn clients_that_leave() {
+    for (name, start) in [
+        ("left-envoy", envoy as fn(&Scene) -> Result<Child>),
+        ("left-nginx", nginx),
+        ("left-haproxy", haproxy),
+    ] {
+        detour(name, start, |scene| scene.leave(20)).expect("a measurement");
+    }
+}
+
+#[test]
+fn a_proxy_that_is_reloaded_under_load() {
+    for (name, start, signal) in [
+        ("reload-nginx", nginx as fn(&Scene) -> Result<Child>, Signal::HUP),
+        ("reload-haproxy", haproxy, Signal::USR2),
+    ] {
+        let scene = Scene::new(name).expect("a scene");
+        let proxy = start(&scene).expect("a proxy");
+        let pid = Pid::from_raw(proxy.pid().cast_signed()).expect("a process");
+        let mut daemon = Daemon::start(&scene, &proxy.pid().to_string(), proxy.pid()).expect("the agent");
+        thread::scope(|scope| {
+            let load = scope.spawn(|| scene.ask(CONNECTIONS, 400, "/plain", "200"));
+            thread::sleep(Duration::from_millis(50));
+            kill_process(pid, signal).expect("the proxy is there");
+            // nginx closes the connections of its old workers as they get idle: clients see that.
+            let _cut = load.join().expect("no panic");
+        });
+        thread::sleep(Duration::from_secs(1));
+        let counts = daemon.quiet().expect("quiet");
+        eprintln!("{name}: {counts:?}");
+        scene.assert_measures_well(&mut daemon, CONNECTIONS).expect("right afterwards");
+    }
+}
+
+#[test]
+fn envoy_restarted_under_load() {
+    let scene = Scene::new("restart").expect("a scene");
+    let first = envoy(&scene).expect("a proxy");
+    let mut daemon = Daemon::start(&scene, "envoy", first.pid()).expect("the agent");
+    thread::scope(|scope| {
+        let load = scope.spawn(|| scene.ask(CONNECTIONS, 4000, "/plain", "200"));
+        thread::sleep(Duration::from_millis(200));
+        first.stop().expect("it stops");
+        let cut = load.join().expect("no panic");
+        assert!(cut.is_err(), "the load was over before");
+    });
+    let counts = daemon.quiet().expect("quiet");
+    eprintln!("restart: {counts:?}");
+    let second = envoy(&scene).expect("a proxy");
+    let mut daemon = daemon.of(second.pid());
+    scene.ask(1, 1, "/plain", "200").expect("an answer");
+    scene.assert_measures_well(&mut daemon, CONNECTIONS).expect("right afterwards");
+}
+
+fn envoy(scene: &Scene) -> Result<Child> {
+    let typed = |name: &str| format!("type.googleapis.com/envoy.extensions.{name}");
+    let server = Bed::server_address(Family::V4);
+    let cluster = |name: &str, port: u16| {
+        json!({
+            "name": name, "type": "STATIC", "connect_timeout": "5s",
+            "circuit_breakers": {"thresholds": [{"max_retries": 1024}]},
+            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {
+                "address": {"socket_address": {"address": server.ip().to_string(), "port_value": port}},
+            }}]}]},
+        })
+    };
+    let mut watched = cluster("watched", Scene::mannered().port());
+    watched["health_checks"] = json!([{
+        "timeout": "1s", "interval": "0.1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
+        "http_health_check": {"path": "/health"},
+    }]);
+    let off = json!({"envoy.filters.http.ext_authz": {
+        "@type": typed("filters.http.ext_authz.v3.ExtAuthzPerRoute"), "disabled": true,
+    }});
+    let to = |path: &str, mut action: Value| {
+        action["cluster"] = "mannered".into();
+        json!({"match": {"prefix": path}, "route": action, "typed_per_filter_config": off})
+    };
+    let mut side = to("/side", json!({}));
+    side.as_object_mut().expect("a route").remove("typed_per_filter_config");
+    let mut limited = to("/limited", json!({}));
+    limited["typed_per_filter_config"]["envoy.filters.http.local_ratelimit"] = json!({
+        "@type": typed("filters.http.local_ratelimit.v3.LocalRateLimit"),
+        "stat_prefix": "limit",
+        "token_bucket": {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"},
+        "filter_enabled": {"default_value": {"numerator": 100}},
+        "filter_enforced": {"default_value": {"numerator": 100}},
+    });
+    let routes = json!([
+        to("/retry", json!({"retry_policy": {
+            "retry_on": "5xx", "num_retries": 2,
+            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.01s"},
+        }})),
+        to("/mirror", json!({"request_mirror_policies": [{"cluster": "watched"}]})),
+        side,
+        limited,
+        {"match": {"prefix": "/none"}, "direct_response": {"status": 404}, "typed_per_filter_config": off},
+        {"match": {"prefix": "/redirect"}, "redirect": {"path_redirect": "/"}, "typed_per_filter_config": off},
+        to("/slow", json!({})),
+        to("/plain", json!({})),
+        {"match": {"prefix": "/"}, "route": {"cluster": "plain"}, "typed_per_filter_config": off},
+    ]);
+    let listen = Bed::proxy_address(Family::V4);
+    let config = json!({"static_resources": {
+        "clusters": [cluster("plain", server.port()), cluster("mannered", Scene::mannered().port()), watched],
+        "listeners": [{
+            "name": "downstream",
+            "address": {"socket_address": {"address": listen.ip().to_string(), "port_value": listen.port()}},
+            "filter_chains": [{"filters": [{
+                "name": "envoy.filters.network.http_connection_manager",
+                "typed_config": {
+                    "@type": typed("filters.network.http_connection_manager.v3.HttpConnectionManager"),
+                    "stat_prefix": "downstream",
+                    "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+                    "http_filters": [
+                        {"name": "envoy.filters.http.local_ratelimit", "typed_config": {
+                            "@type": typed("filters.http.local_ratelimit.v3.LocalRateLimit"), "stat_prefix": "limit",
+                        }},
+                        {"name": "envoy.filters.http.ext_authz", "typed_config": {
+                            "@type": typed("filters.http.ext_authz.v3.ExtAuthz"),
+                            "transport_api_version": "V3",
+                            "http_service": {
+                                "server_uri": {"uri": "http://bed", "cluster": "mannered", "timeout": "5s"},
+                                "path_prefix": "/authorize",
+                            },
+                        }},
+                        {"name": "envoy.filters.http.router",
+                            "typed_config": {"@type": typed("filters.http.router.v3.Router")}},
+                    ],
+                },
+            }]}],
+        }],
+    }});
+    let arguments =
+        ["--config-path", "CONFIG", "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"];
+    scene.proxy(tools::envoy()?, &arguments, &config.to_string())
+}
+
+fn nginx(scene: &Scene) -> Result<Child> {
+    let (listen, plain, mannered) =
+        (Bed::proxy_address(Family::V4), Bed::server_address(Family::V4), Scene::mannered());
+    let state = scene.dir.display();
+    let config = format!(
+        "daemon off;
+user root;
+worker_processes 2;
+pid \"{state}/nginx.pid\";
+error_log stderr warn;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path \"{state}/client_body\";
+    proxy_temp_path \"{state}/proxy\";
+    fastcgi_temp_path \"{state}/fastcgi\";
+    uwsgi_temp_path \"{state}/uwsgi\";
+    scgi_temp_path \"{state}/scgi\";
+    keepalive_requests 1000000;
+    upstream plain {{ server {plain}; keepalive 64; keepalive_requests 1000000; }}
+    upstream mannered {{ server {mannered}; keepalive 64; keepalive_requests 1000000; }}
+    proxy_http_version 1.1;
+    proxy_set_header Connection \"\";
+    server {{
+        listen {listen};
+        location / {{ proxy_pass http://plain; }}
+        location /plain {{ proxy_pass http://mannered; }}
+        location /slow {{ proxy_pass http://mannered; }}
+        location /side {{ auth_request /authorize; proxy_pass http://mannered; }}
+        location = /authorize {{ internal; proxy_pass http://mannered; }}
+        location /mirror {{ mirror /copy; proxy_pass http://mannered; }}
+        location = /copy {{ internal; proxy_pass http://mannered; }}
+    }}
+}}
+"
+    );
+    scene.proxy(tools::nginx()?, &["-e", "stderr", "-c", "CONFIG"], &config)
+}
+
+fn haproxy(scene: &Scene) -> Result<Child> {
+    let (listen, plain, mannered) =
+        (Bed::proxy_address(Family::V4), Bed::server_address(Family::V4), Scene::mannered());
+    let config = format!(
+        "global
+    nbthread 2
+defaults
+    mode http
+    http-reuse always
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+frontend downstream
+    bind {listen}
+    use_backend mannered if {{ path_beg /plain /slow }}
+    default_backend plain
+backend plain
+    server plain {plain}
+backend mannered
+    server mannered {mannered}
+"
+    );
+    scene.proxy(tools::haproxy()?, &["-W", "-db", "-f", "CONFIG"], &config)
+}
