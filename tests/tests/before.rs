@@ -21,7 +21,7 @@ const PROGRAMS: &str = env!("CARGO_BIN_EXE_bed");
 const LONGEST: Duration = Duration::from_secs(20);
 /// Of a load that runs already.
 const CONNECTIONS: u64 = 8;
-/// What an emulated machine may take beyond the time for which a message is held.
+/// How much longer than in the whole of a load a busy machine may take in a part of it.
 const SLOW_NS: f64 = 1_000_000.0;
 /// More than some ticks of the kernel's clock, by which it notes what came last.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -239,13 +239,17 @@ fn a_start_in_the_middle_of_traffic_makes_no_wrong_crossing() {
         .unwrap();
     let paths: [(&str, Holds); 2] = [("request", |log| &log.request), ("response", |log| &log.response)];
     for (direction, of) in paths {
-        let least_ns = logs.iter().flat_map(of).map(|hold| hold.held_ns).min().expect("a log") as f64;
+        let mut holds: Vec<_> = logs.iter().flat_map(of).collect();
+        holds.sort_unstable_by_key(|hold| hold.with_calls_ns);
+        let median_ns = holds[holds.len() / 2].with_calls_ns as f64;
+        let least_ns = holds.iter().map(|hold| hold.held_ns).min().expect("a log") as f64;
         let hop = segment(&document, direction, "proxy").expect("crossings");
         let [mean_ns, p50_ns] = ["mean", "p50"].map(|name| hop[name].as_f64().expect("a number"));
         // What was not held from its read to its write is off by as much as all of that. A message that was inside the
         // proxy at the start may have taken the place of another, once on each connection.
         assert!(mean_ns >= 0.95 * least_ns && p50_ns >= least_ns, "{hop}: held {least_ns} ns or longer");
-        assert!(p50_ns <= 1.1 * least_ns + SLOW_NS, "{hop}: held about {least_ns} ns");
+        // The log is of the whole load, the document of a part of it.
+        assert!(p50_ns <= 1.2 * median_ns + SLOW_NS, "{hop}: held {median_ns} ns in the median");
     }
 }
 
