@@ -27,7 +27,8 @@ const REDIRECTED_PORT: u16 = 15_006;
 /// What the kernel may add on both ends while the proxy holds nothing: a wake-up on a busy machine. A fifth of the
 /// shortest delay, so a delay in the wrong segment does not pass for it.
 const KERNEL_MOST_NS: f64 = 200_000.0;
-const EMULATED_KERNEL_MOST_NS: f64 = 4_000_000.0;
+/// Less than half of the shortest delay there; with other work on this machine it was seen to be 6 ms.
+const EMULATED_KERNEL_MOST_NS: f64 = 8_000_000.0;
 
 /// One run: how long each path is held, and how many requests make that certain in about two seconds.
 struct Case {
