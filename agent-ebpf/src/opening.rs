@@ -186,7 +186,7 @@ fn write_again(socket: &mut Socket, held: Held, write_seq: u32) {
     socket.departing_class = held.class;
 }
 
-/// Whether what was just written to a connection is held until it is clear whether it was a message.
+/// Whether what was just written to an opened connection is held until it is clear whether it was a message.
 #[inline(always)]
 pub fn hold(socket: &mut Socket) -> bool {
     // An accepted connection has a state of that name too; its first message is a response.

@@ -13,6 +13,7 @@ use smp_agent_abi::word::Word as _;
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
+use crate::own::note_record;
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, lane, opening};
 
@@ -171,7 +172,7 @@ fn end_record(used: &mut Used<'_>, before: u32, arrival_ns: u64) -> bool {
     if arrival_ns <= read_ns || !set.end(socket.pending_tag) {
         return false;
     }
-    socket.records = socket.records.saturating_add(1);
+    note_record(socket);
     used.counters.add(counter!(pending), LESS_ONE);
     used.counters.add(counter!(local), 1);
     true
@@ -209,8 +210,12 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
     current.lane.latest[inbound].several.store(1);
     current.lane.begin_turn(arrival_ns, now_ns);
     forget_stale(current.place, inbound as u32);
-    // What is left of so short a read, or of any where threads share the lane, was a control record.
-    if current.shared || before.wrapping_sub(socket.start_seq) as usize <= RECORD_BYTES {
+    // What is left of so short a read was a control record. Where threads share the lane, another one may still be about
+    // to write it on, unless something was written since.
+    let writes = current.lane.writes(inbound) as u32;
+    let is_left = if current.shared { writes != socket.batch_writes } else { is_short(before, socket) };
+    socket.batch_writes = writes;
+    if is_left {
         for back in 0..NOTED as u64 {
             if socket.batch_start + back < socket.batch_end {
                 set.forget(socket.batch_start + back);
@@ -258,6 +263,12 @@ extern "C" fn forget_stale(place: u32, direction: u32) -> u32 {
         lane.forget_stale(direction as usize);
     }
     0
+}
+
+/// Whether what was read before is no longer than a control record.
+#[inline(always)]
+const fn is_short(before: u32, socket: &Socket) -> bool {
+    before.wrapping_sub(socket.start_seq) as usize <= RECORD_BYTES
 }
 
 /// True if the bytes up to `copied` are more than those up to `end`.

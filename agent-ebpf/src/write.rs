@@ -18,7 +18,7 @@ use smp_agent_abi::word::Word as _;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
-use crate::own::{follows_own_read, is_local_reply, is_own_answer};
+use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, opening};
 
@@ -83,8 +83,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         return None;
     }
     let follows = follows_own_read(used.socket);
-    if follows != 0 && is_record(size, used.socket.records) {
-        used.socket.records = used.socket.records.saturating_add(1);
+    if follows != 0 && is_record(size, follows - 1) {
+        note_record(used.socket);
         count_local(&used);
         if used.socket.role != ROLE_ACCEPTED {
             // SAFETY: no precondition.
@@ -232,7 +232,7 @@ extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u6
         let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
         let id = u64::from(socket.id);
         *claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
-        socket.upstream = claim.upstream;
+        socket.upstream = claim.usual;
     } else {
         *claim = lane.claim_request(now_ns, random, socket.upstream, newest);
         socket.downstream = claim.downstream as u32;

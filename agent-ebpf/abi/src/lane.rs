@@ -61,6 +61,8 @@ pub struct Lane<W> {
     gone: W,
     /// When an opened connection was last written to again although requests waited, ns.
     continued_ns: W,
+    /// Writes so far that may have carried something on, by direction.
+    writes: [W; 2],
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -122,9 +124,18 @@ pub struct Latest<W> {
     pub starved: W,
     /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
     pub several: W,
+    /// Control records seen on connections that are read in this direction.
+    pub records: W,
 }
 
 impl<W: Word> Latest<W> {
+    /// Forgets what was learned.
+    #[inline(always)]
+    fn forget(&self) {
+        self.several.store(0);
+        self.records.store(0);
+    }
+
     /// Says that a connection was read. Returns how many writes found nothing pending since it was last, if no other
     /// was read between.
     #[inline(always)]
@@ -246,7 +257,14 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     pub fn drain(&self, direction: usize, mark: u64) -> Drained {
         self.writing.store(1);
+        self.writes[direction & 1].add(1);
         self.pending[direction & 1].drain(mark)
+    }
+
+    /// How many writes of a direction there were so far that may have carried something on.
+    #[inline(always)]
+    pub fn writes(&self, direction: usize) -> u64 {
+        self.writes[direction & 1].load()
     }
 
     /// Forgets what was read together with others and was not written on in the turn after: control records.
@@ -341,7 +359,10 @@ impl<W: Word> Lane<W> {
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
         let claim = Self::take(set, choice, turn, self.patient(now_ns));
-        Claim { downstream: next_downstream, ..claim }
+        // Believed until a response is written that it has not brought: what was taken tells less, in large turns most
+        // pairs are wrong while a habit is learned.
+        let usual = if in_turn(usual) == 0 { claim.upstream } else { usual };
+        Claim { downstream: next_downstream, usual, ..claim }
     }
 
     /// Makes it one that all threads of a process share.
@@ -440,6 +461,7 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     fn look(&self, own: usize) -> (Turn, &Order<W>) {
         self.writing.store(1);
+        self.writes[own].add(1);
         let other = own ^ 1;
         let (own_head, other_head) = (self.pending[own].front(), self.pending[other].front());
         if self.shared.load() != 0 {
@@ -545,7 +567,7 @@ impl<W: Word> Lane<W> {
         self.upstreams.clear();
         self.ended.store(0);
         self.continued_ns.store(0);
-        self.latest.iter().for_each(|latest| latest.several.store(0));
+        self.latest.iter().for_each(Latest::forget);
         self.shared.store(0);
         self.gone.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));

@@ -181,7 +181,7 @@ pub const RECORD_BYTES: usize = 55;
 pub const fn is_record(bytes: usize, records: u32) -> bool {
     const FRAME: usize = 13;
     // Branch-free: each branch would double the paths of whoever calls it.
-    let updates = (bytes % FRAME == 0) as usize
+    let updates = bytes.is_multiple_of(FRAME) as usize
         | (bytes % FRAME == 22 % FRAME) as usize
         | (bytes % FRAME == 29 % FRAME) as usize;
     bytes <= RECORD_BYTES || records > 0 && bytes <= 128 * FRAME + 29 && updates != 0
@@ -295,6 +295,10 @@ pub struct Socket {
     pub drained_count: u32,
     /// Control records seen on it.
     pub records: u32,
+    /// How many writes its lane had seen when it was last read, if it is multiplexed; modulo 2^32.
+    pub batch_writes: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// Marks the owner of a lane as a process whose threads share it. Thread ids have 22 bits (`PID_MAX_LIMIT` of the
@@ -313,7 +317,7 @@ const _: () = {
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
     assert!(size_of::<Destination>() == 24);
-    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (24 + NOTED) * 4);
+    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (26 + NOTED) * 4);
     assert!(offset_of!(Socket, pending_lane) == (18 + NOTED) * 8);
 };
 
