@@ -236,7 +236,7 @@ extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u6
         let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
         let id = u64::from(socket.id);
         *claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
-        socket.upstream = claim.upstream;
+        socket.upstream = claim.usual;
     } else {
         *claim = lane.claim_request(now_ns, random, socket.upstream, newest);
         socket.downstream = claim.downstream as u32;

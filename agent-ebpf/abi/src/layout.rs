@@ -181,7 +181,7 @@ pub const RECORD_BYTES: usize = 55;
 pub const fn is_record(bytes: usize, records: u32) -> bool {
     const FRAME: usize = 13;
     // Branch-free: each branch would double the paths of whoever calls it.
-    let updates = (bytes % FRAME == 0) as usize
+    let updates = bytes.is_multiple_of(FRAME) as usize
         | (bytes % FRAME == 22 % FRAME) as usize
         | (bytes % FRAME == 29 % FRAME) as usize;
     bytes <= RECORD_BYTES || records > 0 && bytes <= 128 * FRAME + 29 && updates != 0

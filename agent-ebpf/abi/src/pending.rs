@@ -94,6 +94,8 @@ pub struct Claim {
     pub alone: bool,
     /// Name of the connection that a response came from; 0 for a request.
     pub upstream: u64,
+    /// Of a response: name of the connection that usually brings those of where it goes; 0 for a request.
+    pub usual: u64,
     /// The downstream socket of the message that is next in order, whichever was taken.
     pub downstream: u64,
     /// Orphans that were too old and were ended on the way.
@@ -339,13 +341,12 @@ impl<W: Word> Pending<W> {
     /// Forgets the oldest messages before the position `stale` that were read together with others: they were none.
     #[inline(always)]
     pub(crate) fn forget_before(&self, stale: u64) {
-        let mut position = self.front();
-        for _ in 0..FORGET_STEPS {
-            if position >= stale {
+        let head = self.front();
+        for ahead in 0..FORGET_STEPS as u64 {
+            if head + ahead >= stale {
                 break;
             }
-            self.forget(position);
-            position += 1;
+            self.forget(head + ahead);
         }
     }
 
@@ -382,12 +383,11 @@ impl<W: Word> Pending<W> {
     /// did.
     #[inline(always)]
     pub(crate) fn end_oldest(&self, end: u64) -> bool {
-        let mut position = self.clear_front();
-        for _ in 0..CLEAR_STEPS {
-            if position < end && self.end(tag(position, LIVE)) {
+        let head = self.clear_front();
+        for ahead in 0..CLEAR_STEPS as u64 {
+            if head + ahead < end && self.end(tag(head + ahead, LIVE)) {
                 return true;
             }
-            position += 1;
         }
         false
     }

@@ -154,7 +154,7 @@ impl Kernel {
         let claim = if outbound == RESPONSE {
             let (own, request) = (u64::from(socket.id), socket.pending_tag);
             let claim = self.lane.claim_response(now_ns, random, own, request, socket.upstream, newest);
-            socket.upstream = claim.upstream;
+            socket.upstream = claim.usual;
             claim
         } else {
             let claim = self.lane.claim_request(now_ns, random, socket.upstream, newest);
