@@ -189,7 +189,8 @@ fn write_again(socket: &mut Socket, held: Held, write_seq: u32) {
 /// Whether what was just written to a connection is held until it is clear whether it was a message.
 #[inline(always)]
 pub fn hold(socket: &mut Socket) -> bool {
-    if socket.opening != OPENING_ASKED || known(socket) == Knowledge::Message as u32 {
+    let first = socket.role != ROLE_ACCEPTED && socket.opening == OPENING_ASKED;
+    if !first || known(socket) == Knowledge::Message as u32 {
         return false;
     }
     let Some(lane) = lane::at(socket.lane) else { return false };

@@ -136,7 +136,7 @@ impl Scene {
     /// Plain load of so many connections for 2 s, judged by the packets: every message crosses, and both means are
     /// right.
     pub fn assert_measures_well(&self, daemon: &mut Daemon, connections: usize) -> Result<()> {
-        let before = daemon.quiet()?;
+        let before = daemon.quiet(f64::MAX)?;
         let capture = Capture::start(Vantage::of(&self.bed), false, &self.dir)?;
         let mut load = self.bed.client.command(PROGRAMS);
         load.args(["load", "--target", &Bed::proxy_address(Family::V4).to_string(), "--seconds=2"]);
@@ -144,7 +144,7 @@ impl Scene {
         let said = bed::process::output(&mut load)?;
         let tally: Tally = serde_json::from_str(said.trim())?;
         let wire = capture.stop()?.read(Wire::new(Protocol::H1))?;
-        let after = daemon.quiet()?;
+        let after = daemon.quiet(f64::MAX)?;
         ensure!(tally.errors == 0 && tally.requests > 0, "{tally:?}");
         let messages = 2.0 * tally.requests as f64;
         let crossed = after.crossings() - before.crossings();
@@ -266,8 +266,8 @@ impl Daemon {
         Self { label: format!("pid=\"{pid}\""), ..self }
     }
 
-    /// The counters once nothing is in flight any more; the classes add up then.
-    pub fn quiet(&mut self) -> Result<Counts> {
+    /// The counters once they stand still with at most so many messages in flight; the classes add up then.
+    pub fn quiet(&mut self, most_in_flight: f64) -> Result<Counts> {
         let (address, label) = (self.address, self.label.clone());
         let mut last = None;
         let counts = self.child.until(LONGEST, "be quiet", |_| {
@@ -281,7 +281,7 @@ impl Daemon {
             if last.is_none() || newer {
                 last = Some((time, counts));
             }
-            Ok((same && newer && counts.in_flight == 0.0).then_some(counts))
+            Ok((same && newer && counts.in_flight <= most_in_flight).then_some(counts))
         });
         let counts = counts.with_context(|| format!("{last:?}"))?;
         ensure!(
