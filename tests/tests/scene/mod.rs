@@ -46,6 +46,8 @@ pub struct Daemon {
     address: SocketAddr,
     /// `pid="..."` of the proxy.
     label: String,
+    /// Messages that may stay in flight.
+    pub left: f64,
 }
 
 /// Counters of the proxy since the agent began.
@@ -136,7 +138,7 @@ impl Scene {
     /// Plain load of so many connections for 2 s, judged by the packets: every message crosses, and both means are
     /// right.
     pub fn assert_measures_well(&self, daemon: &mut Daemon, connections: usize) -> Result<()> {
-        let before = daemon.quiet(f64::MAX)?;
+        let before = daemon.quiet()?;
         let capture = Capture::start(Vantage::of(&self.bed), false, &self.dir)?;
         let mut load = self.bed.client.command(PROGRAMS);
         load.args(["load", "--target", &Bed::proxy_address(Family::V4).to_string(), "--seconds=2"]);
@@ -144,7 +146,7 @@ impl Scene {
         let said = bed::process::output(&mut load)?;
         let tally: Tally = serde_json::from_str(said.trim())?;
         let wire = capture.stop()?.read(Wire::new(Protocol::H1))?;
-        let after = daemon.quiet(f64::MAX)?;
+        let after = daemon.quiet()?;
         ensure!(tally.errors == 0 && tally.requests > 0, "{tally:?}");
         let messages = 2.0 * tally.requests as f64;
         let crossed = after.crossings() - before.crossings();
@@ -258,7 +260,7 @@ impl Daemon {
         child.until(LONGEST, "be ready", |_| {
             Ok(get(address, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(()))
         })?;
-        Ok(Self { child, address, label: format!("pid=\"{pid}\"") })
+        Ok(Self { child, address, label: format!("pid=\"{pid}\""), left: 0.0 })
     }
 
     /// The same agent, with the counts of another process.
@@ -266,9 +268,9 @@ impl Daemon {
         Self { label: format!("pid=\"{pid}\""), ..self }
     }
 
-    /// The counters once they stand still with at most so many messages in flight; the classes add up then.
-    pub fn quiet(&mut self, most_in_flight: f64) -> Result<Counts> {
-        let (address, label) = (self.address, self.label.clone());
+    /// The counters once they stand still with nothing in flight but what may be left; the classes add up then.
+    pub fn quiet(&mut self) -> Result<Counts> {
+        let (address, label, left) = (self.address, self.label.clone(), self.left);
         let mut last = None;
         let counts = self.child.until(LONGEST, "be quiet", |_| {
             let text = get(address, "/metrics")?;
@@ -281,7 +283,7 @@ impl Daemon {
             if last.is_none() || newer {
                 last = Some((time, counts));
             }
-            Ok((same && newer && counts.in_flight <= most_in_flight).then_some(counts))
+            Ok((same && newer && counts.in_flight <= left).then_some(counts))
         });
         let counts = counts.with_context(|| format!("{last:?}"))?;
         ensure!(
