@@ -186,11 +186,14 @@ fn write_again(socket: &mut Socket, held: Held, write_seq: u32) {
     socket.departing_class = held.class;
 }
 
-/// Whether what was just written to a connection is held until it is clear whether it was a message.
+/// Whether what was just written to an opened connection is held until it is clear whether it was a message.
 #[inline(always)]
 pub fn hold(socket: &mut Socket) -> bool {
-    let first = socket.role != ROLE_ACCEPTED && socket.opening == OPENING_ASKED;
-    if !first || known(socket) == Knowledge::Message as u32 {
+    // An accepted connection has a state of that name too; its first message is a response.
+    if socket.role == ROLE_ACCEPTED
+        || socket.opening != OPENING_ASKED
+        || known(socket) == Knowledge::Message as u32
+    {
         return false;
     }
     let Some(lane) = lane::at(socket.lane) else { return false };

@@ -2,13 +2,15 @@
 
 use smp_agent_abi::lane::Move;
 use smp_agent_abi::layout::{Direction, ROLE_ACCEPTED, SHARED, Socket, TURN_READING};
+use smp_agent_abi::word::Word as _;
 
 use crate::maps::counter;
 use crate::socket::Used;
 use crate::{lane, opening};
 
-/// 1 if the message that was read from the same connection has not gone on yet, and nothing was read since that could be
-/// written here. A function of its own: see `write.rs`.
+/// Not 0 if the message that was read from the same connection has not gone on yet, and nothing was read since that
+/// could be written here: 1, or 2 where connections of that side were seen to carry control records. A function of its
+/// own: see `write.rs`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn follows_own_read(socket: *const Socket) -> u32 {
@@ -26,7 +28,20 @@ pub extern "C" fn follows_own_read(socket: *const Socket) -> u32 {
     if socket.owner & SHARED == 0 && lane::is_shared(socket) == Some(true) {
         return 0;
     }
-    u32::from(other.newest_read_ns() <= read_ns)
+    if other.newest_read_ns() > read_ns {
+        return 0;
+    }
+    let inbound = usize::from(socket.role != ROLE_ACCEPTED);
+    1 + u32::from(lane.latest[inbound].records.load() != 0)
+}
+
+/// Says that a control record was seen on a connection.
+#[inline(always)]
+pub fn note_record(socket: &mut Socket) {
+    socket.records = socket.records.saturating_add(1);
+    if let Some(lane) = lane::at(socket.pending_lane) {
+        lane.latest[usize::from(socket.role != ROLE_ACCEPTED)].records.add(1);
+    }
 }
 
 /// Whether the request that was answered last on an accepted connection was never written to an opened one: then what
@@ -45,6 +60,10 @@ pub fn is_own_answer(socket: &Socket) -> bool {
 #[inline(always)]
 pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
     if used.socket.role != ROLE_ACCEPTED || used.socket.pending_tag == 0 {
+        return false;
+    }
+    if used.socket.pending_lane != used.socket.lane {
+        // It was read before the threads were known to share a lane, where its response is sought.
         return false;
     }
     let ended = end_answered(used.socket, newest);

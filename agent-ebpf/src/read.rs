@@ -7,12 +7,13 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
     Loss, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
-    TURN_OWN, TURN_READING, TURN_UNKNOWN,
+    TURN_OWN, TURN_READING, TURN_UNKNOWN, is_record,
 };
 use smp_agent_abi::word::Word as _;
 
 use crate::maps::{LESS_ONE, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
+use crate::own::note_record;
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, lane, opening};
 
@@ -94,7 +95,7 @@ fn on_return(sk: *const c_void) -> Option<()> {
 
 /// The socket was read beyond `before`.
 #[inline(always)]
-fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
+fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
@@ -105,7 +106,7 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
         return None;
     }
     // Only the first read after a write starts a message: the rest are its continuation.
-    if used.socket.turn == TURN_READING && !end_record(&used, before, arrival_ns) {
+    if used.socket.turn == TURN_READING && !end_record(&mut used, before, arrival_ns) {
         opening::read_more(&used, arrival_ns, now_ns);
         return note_reader(&used);
     }
@@ -159,17 +160,19 @@ fn on_read(tcp: *const c_void, used: Used<'_>, before: u32) -> Option<()> {
 /// True if what was read of the socket so far was a control record, which ends here: it is short, and more arrived
 /// after it was read while nothing was written for it.
 #[inline(always)]
-fn end_record(used: &Used<'_>, before: u32, arrival_ns: u64) -> bool {
-    let socket = &used.socket;
-    if socket.pending_tag == 0 || before.wrapping_sub(socket.start_seq) as usize > RECORD_BYTES {
+fn end_record(used: &mut Used<'_>, before: u32, arrival_ns: u64) -> bool {
+    let inbound = used.inbound() as usize;
+    let socket = &mut *used.socket;
+    if socket.pending_tag == 0 || !is_record(before.wrapping_sub(socket.start_seq) as usize, socket.records) {
         return false;
     }
     let Some(lane) = lane::at(socket.pending_lane) else { return false };
-    let set = &lane.pending[used.inbound() as usize];
+    let set = &lane.pending[inbound];
     let Some(read_ns) = set.read_ns(socket.pending_tag) else { return false };
     if arrival_ns <= read_ns || !set.end(socket.pending_tag) {
         return false;
     }
+    note_record(socket);
     used.counters.add(counter!(pending), LESS_ONE);
     used.counters.add(counter!(local), 1);
     true
@@ -207,8 +210,12 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
     current.lane.latest[inbound].several.store(1);
     current.lane.begin_turn(arrival_ns, now_ns);
     forget_stale(current.place, inbound as u32);
-    // What is left of so short a read, or of any where threads share the lane, was a control record.
-    if current.shared || before.wrapping_sub(socket.start_seq) as usize <= RECORD_BYTES {
+    // What is left of so short a read was a control record. Where threads share the lane, another one may still be about
+    // to write it on, unless something was written since.
+    let writes = current.lane.writes(inbound) as u32;
+    let is_left = if current.shared { writes != socket.batch_writes } else { is_short(before, socket) };
+    socket.batch_writes = writes;
+    if is_left {
         for back in 0..NOTED as u64 {
             if socket.batch_start + back < socket.batch_end {
                 set.forget(socket.batch_start + back);
@@ -256,6 +263,12 @@ extern "C" fn forget_stale(place: u32, direction: u32) -> u32 {
         lane.forget_stale(direction as usize);
     }
     0
+}
+
+/// Whether what was read before is no longer than a control record.
+#[inline(always)]
+const fn is_short(before: u32, socket: &Socket) -> bool {
+    before.wrapping_sub(socket.start_seq) as usize <= RECORD_BYTES
 }
 
 /// True if the bytes up to `copied` are more than those up to `end`.

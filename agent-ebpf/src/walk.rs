@@ -75,11 +75,13 @@ fn on_tcp(sk: *const c_void, tcp: *const c_void, slot: u32) -> Option<()> {
         CLOSE => {}
         _ if socket_state(sk).is_some() => {}
         _ => {
-            let turn = last_turn(tcp);
+            // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+            let (turn, copied_seq) = (last_turn(tcp), unsafe { field(tcp, &TCP_COPIED_SEQ) });
             let socket = take_up(sk, slot, role_of(sk))?;
             // From here on its messages are seen; one that was quicker knows better.
             if socket.turn == TURN_UNKNOWN {
                 socket.turn = turn;
+                socket.copied_seq = copied_seq;
             }
         }
     }

@@ -9,7 +9,7 @@ use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
-    Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
+    Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING, is_record,
 };
 use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
 use smp_agent_abi::pending::{BATCH, Claim, Drained};
@@ -18,9 +18,12 @@ use smp_agent_abi::word::Word as _;
 use crate::lane::{self, Current};
 use crate::maps::{LESS_ONE, Lane, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
-use crate::own::{follows_own_read, is_local_reply, is_own_answer};
+use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, opening};
+
+/// How often more ended messages are cleared away where one claim cannot pass over all of them.
+const FAR_STEPS: usize = 16;
 
 // include/net/tcp_states.h
 const ESTABLISHED: u8 = 1;
@@ -80,7 +83,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         return None;
     }
     let follows = follows_own_read(used.socket);
-    if follows != 0 && size <= RECORD_BYTES {
+    if follows != 0 && is_record(size, follows - 1) {
+        note_record(used.socket);
         count_local(&used);
         if used.socket.role != ROLE_ACCEPTED {
             // SAFETY: no precondition.
@@ -100,7 +104,6 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     used.socket.turn = TURN_WRITING;
     let current = lane::current(used.socket, used.tgid, used.tid);
     let waits = used.socket.role != ROLE_ACCEPTED;
-    lane::note_waiting(used.socket, waits);
     let newest = match &current {
         Some(current) if current.shared => {
             current.lane.newest(used.outbound() as usize, used.tid, lane::recent(used.tid)?)
@@ -108,20 +111,35 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         _ => 0,
     };
     if is_local_reply(&mut used, newest) {
+        lane::note_waiting(used.socket, waits);
         used.socket.turn = TURN_OWN;
         return None;
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(Current { place, handed, .. }) = current else {
+    let Some(Current { place, handed, shared, .. }) = current else {
         used.counters.add(counter!(seen), 1);
         used.counters.lose(Loss::ThreadsFull);
         return None;
     };
     let answered = lane::at(place).map_or(0, Lane::has_just_read_response);
     clear_fronts(place);
+    let mut newest = newest;
+    if shared {
+        newest_or_left(place, used.outbound() as u32, &mut newest);
+    }
     let mut claim = Claim::default();
     claim_for(used.socket, place, newest, now_ns, &mut claim);
+    if claim.too_far {
+        let expired = claim.expired;
+        for _ in 0..FAR_STEPS {
+            clear_fronts(place);
+        }
+        claim_for(used.socket, place, 0, now_ns, &mut claim);
+        claim.expired += expired;
+    }
+    // Behind the claim: another thread that looks between the two sees no message too many.
+    lane::note_waiting(used.socket, waits);
     if claim.expired > 0 {
         used.counters.add(counter!(pending), claim.expired.wrapping_neg());
         used.counters.add(counter!(unmatched), claim.expired);
@@ -186,6 +204,19 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
 extern "C" fn clear_fronts(place: u32) -> u32 {
     if let Some(lane) = lane::at(place) {
         lane.clear_fronts();
+    }
+    0
+}
+
+/// Sets what a thread takes of those that share the lane at `place`: as [`Lane::newest_or_left`].
+///
+/// [`Lane::newest_or_left`]: smp_agent_abi::lane::Lane::newest_or_left
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn newest_or_left(place: u32, direction: u32, newest: *mut u64) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    if let (Some(lane), Some(newest)) = (lane::at(place), unsafe { newest.as_mut() }) {
+        *newest = lane.newest_or_left(direction as usize, *newest);
     }
     0
 }

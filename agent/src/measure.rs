@@ -82,7 +82,8 @@ impl Measurement {
             refused: HashSet::new(),
             settle_ticks: 0,
         };
-        new.follow_all(&found)?;
+        found.iter().try_for_each(|found| new.follow(found))?;
+        new.look()?;
         Ok(new)
     }
 
@@ -105,7 +106,7 @@ impl Measurement {
     pub fn finish(mut self) -> Result<Snapshot, MeasureError> {
         let at = clock::now();
         self.probes.detach()?;
-        self.look()?;
+        self.look_again();
         Ok(drain::snapshot(&self.probes, &self.proxies, &self.unix, at)?)
     }
 
@@ -129,7 +130,10 @@ impl Measurement {
             return self.rescan();
         }
         // Sockets are handed from process to process, and those of the Unix domain are seen in no other way.
-        if self.next_look <= Instant::now() { self.look() } else { Ok(()) }
+        if self.next_look <= Instant::now() {
+            self.look_again();
+        }
+        Ok(())
     }
 
     fn on_process(&mut self, kind: u32, tgid: u32) -> Result<(), MeasureError> {
@@ -162,12 +166,16 @@ impl Measurement {
     fn rescan(&mut self) -> Result<(), MeasureError> {
         // A process asked for by number that has ended since is no error now.
         let Ok(found) = discover::scan(&self.targets) else { return Ok(()) };
-        self.follow_all(&found)
+        found.iter().try_for_each(|found| self.follow(found))?;
+        self.look_again();
+        Ok(())
     }
 
-    fn follow_all(&mut self, found: &[Found]) -> Result<(), MeasureError> {
-        found.iter().try_for_each(|found| self.follow(found))?;
-        self.look()
+    /// As [`Measurement::look`]; what is measured does not depend on its success any more.
+    fn look_again(&mut self) {
+        if let Err(error) = self.look() {
+            warn!("{error}; connections from before may lose a message, and some may not be counted");
+        }
     }
 
     /// Has the kernel look at the sockets of all that is followed.

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use bed::delay::{Hold, Log};
 use bed::measuring::Measuring;
 use bed::netns::{Bed, Family};
 use bed::process::Child;
@@ -18,8 +19,15 @@ use serde_json::{Value, json};
 
 const PROGRAMS: &str = env!("CARGO_BIN_EXE_bed");
 const LONGEST: Duration = Duration::from_secs(20);
+/// Of a load that runs already.
+const CONNECTIONS: u64 = 8;
+/// What an emulated machine may take beyond the time for which a message is held.
+const SLOW_NS: f64 = 1_000_000.0;
 /// More than some ticks of the kernel's clock, by which it notes what came last.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a proxy's log has of one path.
+type Holds = fn(&Log) -> &Vec<Hold>;
 
 /// A proxy that forwards at once whatever it reads. This process has both of its connections in hand.
 struct Between {
@@ -104,11 +112,7 @@ struct Seen {
 impl Seen {
     fn of(document: &Value) -> Self {
         let crossings = |direction| {
-            let hops = document["hops"].as_array().expect("hops");
-            let mut fitting = hops.iter().filter(|hop| hop["direction"] == direction);
-            fitting
-                .find(|hop| hop["segment"] == "hop")
-                .map_or(0, |hop| hop["count"].as_u64().expect("a count"))
+            segment(document, direction, "hop").map_or(0, |hop| hop["count"].as_u64().expect("a count"))
         };
         let matching = &document["matching"];
         Self {
@@ -117,6 +121,11 @@ impl Seen {
             messages: matching["seen"].clone(),
         }
     }
+}
+
+fn segment<'a>(document: &'a Value, direction: &str, segment: &str) -> Option<&'a Value> {
+    let mut hops = document["hops"].as_array().expect("hops").iter();
+    hops.find(|hop| hop["direction"] == direction && hop["segment"] == segment)
 }
 
 #[test]
@@ -187,6 +196,57 @@ fn a_message_that_waits_to_be_read_has_no_arrival() {
         seen.unwrap(),
         Seen { crossings: (1, 2), lost: json!({ "no_arrival": 1 }), messages: json!(4) }
     );
+}
+
+#[test]
+fn a_start_in_the_middle_of_traffic_makes_no_wrong_crossing() {
+    let dir = folder("traffic");
+    let bed = Bed::new().unwrap();
+    let (listen, upstream) = (Bed::proxy_address(Family::V4), Bed::server_address(Family::V4));
+    let mut backend = bed.server.command(PROGRAMS);
+    backend.args(["backend", "--listen", &upstream.to_string()]);
+    let mut backend = Child::start("backend", &backend, &dir).unwrap();
+    backend.wait_for_port(upstream, LONGEST).unwrap();
+    let mut proxy = bed.proxy.command(PROGRAMS);
+    proxy.args(["delayproxy", "--listen", &listen.to_string(), "--upstream", &upstream.to_string()]);
+    proxy.args(["--request-us", "10000", "--response-us", "5000"]);
+    let mut proxy = Child::start("proxy", &proxy, &dir).unwrap();
+    proxy.wait_for_port(listen, LONGEST).unwrap();
+    let mut load = bed.client.command(PROGRAMS);
+    // Now and then there is nothing inside the proxy.
+    load.args(["load", "--target", &listen.to_string(), "--seconds", "60", "--rate", "50"]);
+    load.args(["--connections", &CONNECTIONS.to_string()]);
+    let load = Child::start("load", &load, &dir).unwrap();
+    thread::sleep(Duration::from_secs(1));
+
+    let measuring = Measuring::start(proxy.pid(), &dir).unwrap();
+    thread::sleep(Duration::from_secs(2));
+    let document = measuring.finish().unwrap();
+    drop(load);
+
+    let matching = &document["matching"];
+    // Of each of the two connections at most the message that was under way then.
+    let lost = matching["lost"]["no_arrival"].as_u64().unwrap_or(0);
+    assert!(lost <= 2 * CONNECTIONS, "{matching}");
+    assert!(matching["exact"].as_u64().unwrap() + matching["ambiguous"].as_u64().unwrap() > 50, "{matching}");
+    let log = proxy.log().unwrap().to_owned();
+    let logs: Vec<Log> = proxy
+        .until(LONGEST, "log its connections", |_| {
+            let said = fs::read_to_string(&log)?;
+            let logs: Vec<_> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            Ok((logs.len() as u64 == CONNECTIONS).then_some(logs))
+        })
+        .unwrap();
+    let paths: [(&str, Holds); 2] = [("request", |log| &log.request), ("response", |log| &log.response)];
+    for (direction, of) in paths {
+        let least_ns = logs.iter().flat_map(of).map(|hold| hold.held_ns).min().expect("a log") as f64;
+        let hop = segment(&document, direction, "proxy").expect("crossings");
+        let [mean_ns, p50_ns] = ["mean", "p50"].map(|name| hop[name].as_f64().expect("a number"));
+        // What was not held from its read to its write is off by as much as all of that. A message that was inside the
+        // proxy at the start may have taken the place of another, once on each connection.
+        assert!(mean_ns >= 0.95 * least_ns && p50_ns >= least_ns, "{hop}: held {least_ns} ns or longer");
+        assert!(p50_ns <= 1.1 * least_ns + SLOW_NS, "{hop}: held about {least_ns} ns");
+    }
 }
 
 #[test]

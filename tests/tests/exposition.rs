@@ -70,6 +70,7 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
             ("smp_messages_local", "counter", ""),
             ("smp_messages_lost", "counter", ""),
             ("smp_messages_seen", "counter", ""),
+            ("smp_unix_connections", "gauge", ""),
         ]
     );
     for proxy in synthetic::snapshot(3).proxies {
@@ -86,6 +87,9 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
         same(seen, proxy.matching.seen as f64);
         same(seen, of_proxy("smp_messages") + in_flight);
         same(of_proxy("smp_messages_lost"), proxy.matching.lost_total() as f64);
+        let upstream = [name[0], ("side", "upstream")];
+        let found = families["smp_unix_connections"].value("smp_unix_connections", &upstream)?;
+        same(found, proxy.unix.upstream as f64);
     }
     Ok(())
 }

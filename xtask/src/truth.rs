@@ -31,10 +31,11 @@ use verdict::Gate;
 
 /// What CI measures: each of the three proxies that meshes run, and each way to carry messages that takes another
 /// path through the agent.
-const SHORT: [(ProxyKind, Protocol); 12] = [
+const SHORT: [(ProxyKind, Protocol); 15] = [
     (ProxyKind::Envoy, Protocol::H1),
     (ProxyKind::Envoy, Protocol::H1Close),
     (ProxyKind::Envoy, Protocol::H1Body(1 << 10)),
+    (ProxyKind::Envoy, Protocol::H1Local),
     (ProxyKind::Envoy, Protocol::Tcp),
     (ProxyKind::Nginx, Protocol::H1),
     (ProxyKind::Nginx, Protocol::H1Body(1 << 10)),
@@ -43,6 +44,8 @@ const SHORT: [(ProxyKind, Protocol); 12] = [
     (ProxyKind::Haproxy, Protocol::H1),
     (ProxyKind::Haproxy, Protocol::H1Close),
     (ProxyKind::Haproxy, Protocol::H1Chunked(1 << 10)),
+    (ProxyKind::Haproxy, Protocol::H1Local),
+    (ProxyKind::Haproxy, Protocol::H1Checked),
     (ProxyKind::Haproxy, Protocol::Tcp),
 ];
 const SHORT_CONNECTIONS: u32 = 16;

@@ -22,7 +22,7 @@ mod detour;
 mod own;
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending, position_of};
+use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending, position_of, tag_at};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 pub use own::Move;
@@ -62,6 +62,8 @@ pub struct Lane<W> {
     gone: W,
     /// When an opened connection was last written to again although requests waited, ns.
     continued_ns: W,
+    /// Writes so far that may have carried something on, by direction.
+    writes: [W; 2],
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -70,6 +72,18 @@ pub struct Lane<W> {
 
 /// Messages of each direction that a thread remembers to have read.
 pub const RECENT: usize = 4;
+
+/// Marks the reader of a message that has read another one since.
+const LEFT: u64 = 1 << 32;
+
+/// How many of the oldest messages are looked at for one that was left so.
+const LEFT_STEPS: u64 = 16;
+
+/// How much longer than [`ORPHAN_GRACE_NS`](crate::pending::ORPHAN_GRACE_NS) orphans wait where threads share a lane.
+const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// With so many places of a set in use, some may long be free again behind an old message.
+const FULL_SOON: u64 = ENTRIES as u64 * 3 / 4;
 
 /// What one thread of those that share a lane has read last. Only that thread uses it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,6 +96,12 @@ pub struct Recent {
 }
 
 impl Recent {
+    /// The tags of the latest in each direction; 0 where there is none.
+    #[inline(always)]
+    fn latest(&self) -> [u64; 2] {
+        [0, 1].map(|direction| self.tags[direction][self.read[direction].wrapping_sub(1) as usize % RECENT])
+    }
+
     #[inline(always)]
     fn note(&mut self, direction: usize, tag: u64) {
         let read = self.read[direction];
@@ -105,9 +125,18 @@ pub struct Latest<W> {
     pub starved: W,
     /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
     pub several: W,
+    /// Control records seen on connections that are read in this direction.
+    pub records: W,
 }
 
 impl<W: Word> Latest<W> {
+    /// Forgets what was learned.
+    #[inline(always)]
+    fn forget(&self) {
+        self.several.store(0);
+        self.records.store(0);
+    }
+
     /// Says that a connection was read. Returns how many writes found nothing pending since it was last, if no other
     /// was read between.
     #[inline(always)]
@@ -229,7 +258,14 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     pub fn drain(&self, direction: usize, mark: u64) -> Drained {
         self.writing.store(1);
+        self.writes[direction & 1].add(1);
         self.pending[direction & 1].drain(mark)
+    }
+
+    /// How many writes of a direction there were so far that may have carried something on.
+    #[inline(always)]
+    pub fn writes(&self, direction: usize) -> u64 {
+        self.writes[direction & 1].load()
     }
 
     /// Forgets what was read together with others and was not written on in the turn after: control records.
@@ -267,9 +303,12 @@ impl<W: Word> Lane<W> {
         };
         let foreseen = set.blur(foreseen);
         let by_chance = set.blur(u64::from(!first && self.by_chance(habit, order, random)));
-        let claim = Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, now_ns);
+        let claim =
+            Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, self.patient(now_ns));
         if claim.tag != 0 {
-            self.note_asked(claim.tag, upstream, turn.end);
+            // Where a turn's end is misjudged, a response to what was foreseen would seem to answer more than that.
+            let end = if claim.tag == foreseen { 0 } else { turn.end };
+            self.note_asked(claim.tag, upstream, end);
         }
         Claim { downstream: next_downstream, ..claim }
     }
@@ -323,7 +362,7 @@ impl<W: Word> Lane<W> {
         let habit = set.blur(order.habit() as u64);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
-        let claim = Self::take(set, choice, turn, now_ns);
+        let claim = Self::take(set, choice, turn, self.patient(now_ns));
         Claim { downstream: next_downstream, ..claim }
     }
 
@@ -343,17 +382,24 @@ impl<W: Word> Lane<W> {
     /// less those that are at a server. So one of them went nowhere, and its write will not come.
     #[inline(always)]
     pub fn has_surplus(&self) -> bool {
+        let pending = || self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
+        // Other threads go on meanwhile: a read adds to what is inside first, a write takes from what is pending first.
+        let before = pending();
         let inside = self.waiting_on[0].load().wrapping_sub(self.waiting_on[1].load()).cast_signed();
-        let pending = self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
-        pending.cast_signed() > inside
+        before.min(pending()).cast_signed() > inside
     }
 
     /// Says that this thread has read the latest part of a message.
     #[inline(always)]
     pub fn note_reader(&self, direction: usize, tag: u64, tid: u32, recent: &mut Recent) {
         if let Some(entry) = self.pending[direction & 1].remembered(tag)
-            && entry.thread.load() != u64::from(tid)
+            && entry.thread.load() & !LEFT != u64::from(tid)
         {
+            for (set, latest) in self.pending.iter().zip(recent.latest()) {
+                if set.is_live(latest) && set.of(latest).thread.load() == u64::from(tid) {
+                    set.of(latest).thread.store(u64::from(tid) | LEFT);
+                }
+            }
             entry.thread.store(u64::from(tid));
             recent.note(direction & 1, tag);
         }
@@ -368,11 +414,32 @@ impl<W: Word> Lane<W> {
         for back in (1..=RECENT as u64).rev() {
             let tag =
                 recent.tags[direction & 1][recent.read[direction & 1].wrapping_sub(back) as usize % RECENT];
-            if set.is_live(tag) && set.of(tag).thread.load() == u64::from(tid) {
+            if set.is_live(tag) && set.of(tag).thread.load() & !LEFT == u64::from(tid) {
                 newest = tag;
             }
         }
         set.blur(newest)
+    }
+
+    /// What a thread takes where threads share the lane: what it has read last (`newest`), or, if it has read nothing, the
+    /// oldest message whose reader has read another since, so has handed it over. 0 where the oldest of all is to be
+    /// taken: there is none of these, or the oldest is so old that the set would fill up behind it.
+    #[inline(always)]
+    pub fn newest_or_left(&self, direction: usize, newest: u64) -> u64 {
+        let set = &self.pending[direction & 1];
+        let head = set.front();
+        if set.tail.load() - head > FULL_SOON {
+            return 0;
+        }
+        let mut left = newest;
+        if newest == 0 {
+            for ahead in 0..LEFT_STEPS {
+                let tag = tag_at(head + ahead);
+                let is_left = set.is_live(tag) && set.of(tag).thread.load() & LEFT != 0;
+                left = set.blur(if left == 0 && is_left { tag } else { left });
+            }
+        }
+        left
     }
 
     /// Says that something was read: a turn begins with it, or it belongs to the latest.
@@ -395,6 +462,7 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     fn look(&self, own: usize) -> (Turn, &Order<W>) {
         self.writing.store(1);
+        self.writes[own].add(1);
         let other = own ^ 1;
         let (own_head, other_head) = (self.pending[own].front(), self.pending[other].front());
         if self.shared.load() != 0 {
@@ -417,6 +485,13 @@ impl<W: Word> Lane<W> {
             order.note(kept, chance);
         }
         (turn, order)
+    }
+
+    /// The time by which orphans are judged. Where threads share the lane they stand for messages whose write is still to
+    /// come, which may be late when there are more threads than CPUs.
+    #[inline(always)]
+    fn patient(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(if self.shared.load() == 0 { 0 } else { PATIENCE_NS })
     }
 
     /// Whether any message of the turn is taken, not its oldest. Threads that share a lane have no turns.
@@ -493,7 +568,7 @@ impl<W: Word> Lane<W> {
         self.upstreams.clear();
         self.ended.store(0);
         self.continued_ns.store(0);
-        self.latest.iter().for_each(|latest| latest.several.store(0));
+        self.latest.iter().for_each(Latest::forget);
         self.shared.store(0);
         self.gone.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));

@@ -175,6 +175,18 @@ pub const NOTED: usize = 8;
 /// `SETTINGS` 9 (6.5), a record of TLS 1.3 22 more than its content (RFC 8446 5.2).
 pub const RECORD_BYTES: usize = 55;
 
+/// Whether so many bytes may be a control record of a connection on which `records` were seen before: it is short, or
+/// nothing but `WINDOW_UPDATE` frames, one for each of up to 127 streams and one for all, in plain or in a TLS record.
+#[inline(always)]
+pub const fn is_record(bytes: usize, records: u32) -> bool {
+    const FRAME: usize = 13;
+    // Branch-free: each branch would double the paths of whoever calls it.
+    let updates = (bytes % FRAME == 0) as usize
+        | (bytes % FRAME == 22 % FRAME) as usize
+        | (bytes % FRAME == 29 % FRAME) as usize;
+    bytes <= RECORD_BYTES || records > 0 && bytes <= 128 * FRAME + 29 && updates != 0
+}
+
 /// From here up a socket is taken to carry several messages at once. Threads that hand over work let writes find
 /// nothing too, until that is known of them: after that the count starts anew.
 pub const MULTIPLEXED: u32 = 256;
@@ -281,6 +293,10 @@ pub struct Socket {
     pub waits: u32,
     /// How many messages await their departure together.
     pub drained_count: u32,
+    /// Control records seen on it.
+    pub records: u32,
+    /// How many writes its lane had seen when it was last read, if it is multiplexed; modulo 2^32.
+    pub batch_writes: u32,
     /// Always zero.
     pub reserved: u32,
 }
@@ -301,7 +317,7 @@ const _: () = {
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
     assert!(size_of::<Destination>() == 24);
-    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (24 + NOTED) * 4);
+    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (26 + NOTED) * 4);
     assert!(offset_of!(Socket, pending_lane) == (18 + NOTED) * 8);
 };
 

@@ -82,6 +82,7 @@ pub enum Written {
 
 /// What is seen at a write to an opened connection.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is seen apart from the others")]
 pub struct Seen {
     /// What was read on it last waits to be carried on.
     pub unanswered: bool,
@@ -101,9 +102,8 @@ pub const fn on_write(opening: u32, seen: Seen) -> (u32, Written) {
     match opening {
         OPENING_NEW => (OPENING_ASKED, Written::Message),
         OPENING_ANSWERED if seen.unanswered && seen.long_answer => (OPENING_ASKED_AGAIN, Written::Message),
-        OPENING_ANSWERED => (OPENING_OVER, Written::MessageSoFar),
         OPENING_ASKED_AGAIN if seen.unanswered && !seen.repeated => (OPENING_FIRST, Written::Learned),
-        OPENING_ASKED_AGAIN => (OPENING_OVER, Written::MessageSoFar),
+        OPENING_ANSWERED | OPENING_ASKED_AGAIN => (OPENING_OVER, Written::MessageSoFar),
         OPENING_HELLO | OPENING_HELLO_SENT => (OPENING_HELLO_SENT, Written::Handshake),
         OPENING_HELLO_READ if seen.at_once => (OPENING_READY, Written::Handshake),
         OPENING_HELLO_READ => (OPENING_OVER, Written::Forgotten),

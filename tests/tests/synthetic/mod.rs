@@ -51,7 +51,8 @@ fn proxy(slot: u32, pid: u32, name: &str, steps: u64, directions: &[Direction]) 
         in_flight: steps,
     };
     let proxy = Proxy { slot, pid, name: name.into(), exe: format!("/usr/bin/{name}").into() };
-    ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops }
+    let unix = UnixConnections { downstream: steps, upstream: 2 * steps };
+    ProxyWindow { proxy, matching, unix, hops }
 }
 
 /// From 1 ns to 0.5 s, evenly on a logarithmic scale; the next of a fixed sequence.

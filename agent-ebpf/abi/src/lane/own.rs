@@ -227,6 +227,7 @@ impl<W: Word> Lane<W> {
             }
         }
         if moved.moving != 0 {
+            set.set_stamps(first, moved.stamps);
             set.revive(first);
         }
         self.give_back_before(moved.spare, read_ns);

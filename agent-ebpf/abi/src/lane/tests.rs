@@ -35,6 +35,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         answered: AtomicU64::default(),
         ended: AtomicU64::default(),
         continued_ns: AtomicU64::default(),
+        writes: Default::default(),
         gone: AtomicU64::default(),
         latest: Default::default(),
         order: Default::default(),

@@ -131,7 +131,6 @@ impl Kernel {
         }
         self.sockets[id].turn = TURN_WRITING;
         let outbound = inbound(&self.sockets[id]) ^ 1;
-        self.note_waiting(id, outbound == REQUEST);
         let recent = *self.recent.entry(tid).or_default();
         let newest = if self.shared { self.lane.newest(outbound, tid, &recent) } else { 0 };
         let socket = &self.sockets[id];
@@ -146,9 +145,11 @@ impl Kernel {
         {
             self.counters.local += ended;
             self.end(ended);
+            self.note_waiting(id, outbound == REQUEST);
             return Written::Local;
         }
         self.lane.clear_fronts();
+        let newest = if self.shared { self.lane.newest_or_left(outbound, newest) } else { newest };
         let socket = &mut self.sockets[id];
         let claim = if outbound == RESPONSE {
             let (own, request) = (u64::from(socket.id), socket.pending_tag);
@@ -160,6 +161,8 @@ impl Kernel {
             socket.downstream = claim.downstream as u32;
             claim
         };
+        self.note_waiting(id, outbound == REQUEST);
+        let socket = &mut self.sockets[id];
         if claim.too_far {
             self.end(claim.expired);
             self.counters.too_far += 1;
