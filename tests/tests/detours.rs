@@ -1,6 +1,7 @@
 //! What does not simply cross: requests that are tried again, side calls, copies, a proxy's own answers, clients that
 //! leave, proxies that are reloaded or restarted. Each leaves nothing behind: the classes add up, nothing stays in
 //! flight, and plain load afterwards is measured as if nothing had been.
+#![expect(clippy::float_cmp, reason = "counts are whole numbers")]
 
 mod scene;
 
