@@ -82,10 +82,7 @@ pub enum Written {
 
 /// What is seen at a write to an opened connection.
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, and all combinations are possible"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is seen apart from the others")]
 pub struct Seen {
     /// What was read on it last waits to be carried on.
     pub unanswered: bool,

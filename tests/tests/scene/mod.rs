@@ -46,6 +46,8 @@ pub struct Daemon {
     address: SocketAddr,
     /// `pid="..."` of the proxy.
     label: String,
+    /// Messages that may stay in flight.
+    pub left: f64,
 }
 
 /// Counters of the proxy since the agent began.
@@ -258,7 +260,7 @@ impl Daemon {
         child.until(LONGEST, "be ready", |_| {
             Ok(get(address, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(()))
         })?;
-        Ok(Self { child, address, label: format!("pid=\"{pid}\"") })
+        Ok(Self { child, address, label: format!("pid=\"{pid}\""), left: 0.0 })
     }
 
     /// The same agent, with the counts of another process.
@@ -266,9 +268,9 @@ impl Daemon {
         Self { label: format!("pid=\"{pid}\""), ..self }
     }
 
-    /// The counters once nothing is in flight any more; the classes add up then.
+    /// The counters once they stand still with nothing in flight but what may be left; the classes add up then.
     pub fn quiet(&mut self) -> Result<Counts> {
-        let (address, label) = (self.address, self.label.clone());
+        let (address, label, left) = (self.address, self.label.clone(), self.left);
         let mut last = None;
         let counts = self.child.until(LONGEST, "be quiet", |_| {
             let text = get(address, "/metrics")?;
@@ -281,7 +283,7 @@ impl Daemon {
             if last.is_none() || newer {
                 last = Some((time, counts));
             }
-            Ok((same && newer && counts.in_flight == 0.0).then_some(counts))
+            Ok((same && newer && counts.in_flight <= left).then_some(counts))
         });
         let counts = counts.with_context(|| format!("{last:?}"))?;
         ensure!(
