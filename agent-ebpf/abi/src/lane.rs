@@ -306,8 +306,9 @@ impl<W: Word> Lane<W> {
         let claim =
             Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, self.patient(now_ns));
         if claim.tag != 0 {
-            // Where a turn's end is misjudged, a response to what was foreseen would seem to answer more than that.
-            let end = if claim.tag == foreseen { 0 } else { turn.end };
+            // Where a turn's end is misjudged, a response to what was foreseen would seem to answer more than that. A
+            // tunnel gives no answers of its own, and what is foreseen for it is not certain while it is learned.
+            let end = if claim.tag == foreseen && habit == Habit::Pool as u64 { 0 } else { turn.end };
             self.note_asked(claim.tag, upstream, end);
         }
         Claim { downstream: next_downstream, ..claim }
