@@ -31,12 +31,15 @@ use verdict::Gate;
 
 /// What CI measures: each of the three proxies that meshes run, and each way to carry messages that takes another
 /// path through the agent.
-const SHORT: [(ProxyKind, Protocol); 15] = [
+const SHORT: [(ProxyKind, Protocol); 20] = [
     (ProxyKind::Envoy, Protocol::H1),
     (ProxyKind::Envoy, Protocol::H1Close),
     (ProxyKind::Envoy, Protocol::H1Body(1 << 10)),
     (ProxyKind::Envoy, Protocol::H1Local),
     (ProxyKind::Envoy, Protocol::Tcp),
+    (ProxyKind::Envoy, Protocol::H2(10)),
+    (ProxyKind::Envoy, Protocol::MtlsH1),
+    (ProxyKind::Envoy, Protocol::MtlsH2),
     (ProxyKind::Nginx, Protocol::H1),
     (ProxyKind::Nginx, Protocol::H1Body(1 << 10)),
     (ProxyKind::Nginx, Protocol::H1Chunked(64 << 10)),
@@ -47,6 +50,8 @@ const SHORT: [(ProxyKind, Protocol); 15] = [
     (ProxyKind::Haproxy, Protocol::H1Local),
     (ProxyKind::Haproxy, Protocol::H1Checked),
     (ProxyKind::Haproxy, Protocol::Tcp),
+    (ProxyKind::Go, Protocol::H1),
+    (ProxyKind::Hyper, Protocol::H1),
 ];
 const SHORT_CONNECTIONS: u32 = 16;
 const SHORT_DURATION: Duration = Duration::from_secs(3);

@@ -92,6 +92,11 @@ impl ProxyKind {
         }
     }
 
+    /// Whether its threads hand requests to each other as they come.
+    pub fn hands_over(self) -> bool {
+        matches!(self, Self::Go | Self::Hyper)
+    }
+
     /// The numbers of workers that differ in how it works.
     pub fn worker_counts(self) -> &'static [u32] {
         match self {

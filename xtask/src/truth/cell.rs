@@ -145,7 +145,7 @@ impl Programs {
             })
             .collect::<Result<_>>()?;
         let document = self.agent.as_ref().map(|_| document(&dir)).transpose()?;
-        Ok(Measured::judge(cell.protocol, load, &proxies, document, gate))
+        Ok(Measured::judge(cell, load, &proxies, document, gate))
     }
 
     /// Runs the load with everything beside it.
@@ -301,18 +301,18 @@ impl Outcome {
 
 impl Measured {
     fn judge(
-        protocol: Protocol,
+        cell: &Cell,
         load: Tally,
         proxies: &[(Option<End>, u32, [Latencies; 2])],
         document: Option<Document>,
         gate: Gate,
     ) -> Self {
         let wire = proxies.iter().flat_map(|(_, _, latencies)| latencies).map(Latencies::count).sum();
-        let bounds = document.as_ref().map(|it| gate.bounds(protocol, &it.matching));
+        let bounds = document.as_ref().map(|it| gate.bounds(cell.proxy, cell.protocol, &it.matching));
         let mut failures = Vec::new();
         if let (Some(document), Some(bounds)) = (&document, bounds) {
             failures.extend(document.matching.failures(wire, bounds));
-            failures.extend(wrong_local(protocol.local(load.requests), document.matching.local));
+            failures.extend(wrong_local(cell.protocol.local(load.requests), document.matching.local));
         }
         let mut paths = Vec::new();
         for (end, pid, latencies) in proxies {
