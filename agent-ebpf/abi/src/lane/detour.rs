@@ -18,7 +18,7 @@ impl<W: Word> Lane<W> {
     }
 
     /// A write to the connection `upstream` finds no request. At once after a response was read (`at_once`), that has gone
-    /// into it; else the oldest one has that waits though its own connection has closed. Its request waits for this
+    /// into it if no other waits; else the oldest one has that waits though its own connection has closed. Its request waits for this
     /// connection then. False if there is none.
     #[inline(always)]
     pub fn go_on(&self, upstream: u64, at_once: bool) -> bool {
@@ -26,6 +26,10 @@ impl<W: Word> Lane<W> {
         let newest = responses.tail.load().wrapping_sub(1);
         let position = if at_once { newest } else { responses.clear_front() };
         let tag = tag_at(position);
+        // Of several that wait, any may go on: what was written for no request may be the proxy's own then.
+        if at_once && responses.live.load() != 1 {
+            return false;
+        }
         if !at_once && responses.state_at(position) != ORPHAN || !responses.end(tag) {
             return false;
         }
