@@ -35,8 +35,8 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
         if socket.settled < SETTLED_MESSAGES {
             moves.add(1);
             shared = moves.load() >= MANY_MOVES;
-        } else if moves.load() > 0 {
-            moves.add(u64::MAX);
+        } else {
+            lower(moves);
         }
         socket.settled = 0;
     }
@@ -91,13 +91,20 @@ pub fn note_unread(socket: &Socket, now_ns: u64) -> Option<()> {
 #[inline(always)]
 pub fn note_answered(socket: &Socket, read_ns: u64, from_upstream: bool) -> Option<()> {
     let [_, work, unread_ns] = moves_of(socket)?;
-    let handed = work.load();
     if !from_upstream && unread_ns.load() > read_ns {
         work.add(1);
-    } else if handed > 0 && handed < MANY_MOVES {
-        work.add(u64::MAX);
+    } else if work.load() < MANY_MOVES {
+        lower(work);
     }
     Some(())
+}
+
+/// Takes 1 away from a count that is not 0. Where another CPU changes it meanwhile, that is left at it: below 0 it would
+/// be many.
+#[inline(always)]
+fn lower(count: &Atomic) {
+    let seen = count.load();
+    let _lowered = seen > 0 && count.swap_if(seen, seen - 1);
 }
 
 /// True where a response is read or written, so that its request was in the hands of the thread that used the socket

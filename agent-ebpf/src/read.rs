@@ -6,8 +6,8 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Loss, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WEIGHT, Socket, TURN_NONE,
-    TURN_OWN, TURN_READING, TURN_UNKNOWN, is_record,
+    Loss, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket,
+    TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN, is_record,
 };
 use smp_agent_abi::word::Word as _;
 
@@ -126,7 +126,11 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     let latest = &current.lane.latest[used.inbound() as usize];
     let starved = latest.note(u64::from(used.socket.id), 0, now_ns);
     // Below `MULTIPLEXED` here, or it were a batch.
-    let weight = if latest.several.load() != 0 { OTHERS_WEIGHT } else { STARVED_WEIGHT };
+    let weight = match latest.several.load() {
+        _ if current.shared => SHARED_WEIGHT,
+        0 => STARVED_WEIGHT,
+        _ => OTHERS_WEIGHT,
+    };
     let evidence = used.socket.multiplexed.saturating_sub(1);
     used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * weight;
     let waits = used.socket.role == ROLE_ACCEPTED;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bed::netns::{Bed, Family};
 use bed::process::Child;
+use bed::proxy::nginx;
 use bed::tools;
 use rustix::process::{Pid, Signal, kill_process};
 use scene::{Daemon, Scene};
@@ -268,23 +269,8 @@ fn envoy(scene: &Scene) -> Result<Child> {
 fn nginx(scene: &Scene) -> Result<Child> {
     let (listen, plain, mannered) =
         (Bed::proxy_address(Family::V4), Bed::server_address(Family::V4), Scene::mannered());
-    let state = scene.dir.display();
-    let config = format!(
-        "daemon off;
-user root;
-worker_processes 2;
-pid \"{state}/nginx.pid\";
-error_log stderr warn;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path \"{state}/client_body\";
-    proxy_temp_path \"{state}/proxy\";
-    fastcgi_temp_path \"{state}/fastcgi\";
-    uwsgi_temp_path \"{state}/uwsgi\";
-    scgi_temp_path \"{state}/scgi\";
-    keepalive_requests 1000000;
-    upstream plain {{ server {plain}; keepalive 64; keepalive_requests 1000000; }}
+    let directives = format!(
+        "upstream plain {{ server {plain}; keepalive 64; keepalive_requests 1000000; }}
     upstream mannered {{ server {mannered}; keepalive 64; keepalive_requests 1000000; }}
     proxy_http_version 1.1;
     proxy_set_header Connection \"\";
@@ -293,11 +279,10 @@ http {{
         location / {{ proxy_pass http://plain; }}
         location /plain {{ proxy_pass http://mannered; }}
         location /slow {{ proxy_pass http://mannered; }}
-    }}
-}}
-"
+    }}"
     );
-    scene.proxy(tools::nginx()?, &["-e", "stderr", "-c", "CONFIG"], &config)
+    let block = nginx::http(&directives, &scene.dir);
+    scene.start(&nginx::command(2, &scene.bed.proxy, &block, &scene.dir)?)
 }
 
 fn haproxy(scene: &Scene) -> Result<Child> {

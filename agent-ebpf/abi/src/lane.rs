@@ -10,9 +10,7 @@
 //! the connection of the request before (tunnels). A response follows its request back: it is the one that came on
 //! the connection the request was written to.
 //!
-//! Where work moves between threads (Go, tokio), all threads of the process share one lane and there are no turns: a
-//! write carries on what its own thread read last, as what was handed over runs next, else the oldest of the process.
-//! Who read last is who took the last part of the message: Go has another thread wait for its first byte.
+//! Where work moves between threads, they share a lane and there are no turns: see [`shared`].
 //!
 //! Where no habit holds, the oldest entry of the turn is taken with the probability that the order between the two
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
@@ -20,12 +18,16 @@
 
 mod detour;
 mod own;
+mod several;
+mod shared;
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, Drained, ENTRIES, Pending, position_of, tag_at};
+use crate::pending::{BATCH, Claim, ENTRIES, Pending, position_of};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 pub use own::Move;
+pub use several::Latest;
+pub use shared::{RECENT, Recent};
 
 const REQUEST: usize = 0;
 const RESPONSE: usize = 1;
@@ -68,86 +70,6 @@ pub struct Lane<W> {
     pub latest: [Latest<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
     order: [Order<W>; ORDER_SIZES],
-}
-
-/// Messages of each direction that a thread remembers to have read.
-pub const RECENT: usize = 4;
-
-/// Marks the reader of a message that has read another one since.
-const LEFT: u64 = 1 << 32;
-
-/// How many of the oldest messages are looked at for one that was left so.
-const LEFT_STEPS: u64 = 16;
-
-/// How much longer than [`ORPHAN_GRACE_NS`](crate::pending::ORPHAN_GRACE_NS) orphans wait where threads share a lane.
-const PATIENCE_NS: u64 = 1_000_000_000;
-
-/// With so many places of a set in use, some may long be free again behind an old message.
-const FULL_SOON: u64 = ENTRIES as u64 * 3 / 4;
-
-/// What one thread of those that share a lane has read last. Only that thread uses it.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct Recent {
-    /// How many it has read in each direction.
-    read: [u64; 2],
-    /// Tags of the latest, by that number.
-    tags: [[u64; RECENT]; 2],
-}
-
-impl Recent {
-    /// The tags of the latest in each direction; 0 where there is none.
-    #[inline(always)]
-    fn latest(&self) -> [u64; 2] {
-        [0, 1].map(|direction| self.tags[direction][self.read[direction].wrapping_sub(1) as usize % RECENT])
-    }
-
-    #[inline(always)]
-    fn note(&mut self, direction: usize, tag: u64) {
-        let read = self.read[direction];
-        self.tags[direction][read as usize % RECENT] = tag;
-        self.read[direction] = read + 1;
-    }
-}
-
-/// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
-/// messages.
-#[derive(Debug, Default)]
-#[repr(C)]
-pub struct Latest<W> {
-    /// Number of the connection.
-    pub id: W,
-    /// When the last of what was read arrived, ns; 0 unless the connection is known to carry several messages at once.
-    pub arrival_ns: W,
-    /// When it was read, ns.
-    pub read_ns: W,
-    /// Writes that found nothing pending since this connection was read first.
-    pub starved: W,
-    /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
-    pub several: W,
-    /// Control records seen on connections that are read in this direction.
-    pub records: W,
-}
-
-impl<W: Word> Latest<W> {
-    /// Forgets what was learned.
-    #[inline(always)]
-    fn forget(&self) {
-        self.several.store(0);
-        self.records.store(0);
-    }
-
-    /// Says that a connection was read. Returns how many writes found nothing pending since it was last, if no other
-    /// was read between.
-    #[inline(always)]
-    pub fn note(&self, id: u64, arrival_ns: u64, read_ns: u64) -> u64 {
-        let starved = if self.id.load() == id { self.starved.load() } else { 0 };
-        self.id.store(id);
-        self.arrival_ns.store(arrival_ns);
-        self.read_ns.store(read_ns);
-        self.starved.store(0);
-        starved
-    }
 }
 
 /// What speaks for which message, by tag, 0 where nothing does.
@@ -254,36 +176,6 @@ impl<W: Word> Lane<W> {
         self.pending[REQUEST].remembered(request).map_or(0, |entry| entry.upstream.load())
     }
 
-    /// Takes every message for a write to a multiplexed connection: see [`Pending::drain`].
-    #[inline(always)]
-    pub fn drain(&self, direction: usize, mark: u64) -> Drained {
-        self.writing.store(1);
-        self.writes[direction & 1].add(1);
-        self.pending[direction & 1].drain(mark)
-    }
-
-    /// How many writes of a direction there were so far that may have carried something on.
-    #[inline(always)]
-    pub fn writes(&self, direction: usize) -> u64 {
-        self.writes[direction & 1].load()
-    }
-
-    /// Forgets what was read together with others and was not written on in the turn after: control records.
-    #[inline(always)]
-    pub fn forget_stale(&self, direction: usize) {
-        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load());
-    }
-
-    /// Whether the last thing this thread did was to read the connection of this number, in that direction, and
-    /// nothing of the other direction is left from before.
-    #[inline(always)]
-    pub fn has_just_read(&self, direction: usize, id: u64) -> bool {
-        let other = direction & 1 ^ 1;
-        self.writing.load() == 0
-            && self.latest[direction & 1].id.load() == id
-            && self.pending[other].front() >= self.turn_start[other].load()
-    }
-
     /// Takes the request that a write to the connection `upstream` carries on. `random` decides where no habit holds:
     /// any bits, different each time. `newest` is what [`Lane::newest`] says where threads share the lane, else 0.
     #[inline(always)]
@@ -370,82 +262,6 @@ impl<W: Word> Lane<W> {
         Claim { downstream: next_downstream, usual, ..claim }
     }
 
-    /// Makes it one that all threads of a process share.
-    #[inline(always)]
-    pub fn share(&self) {
-        self.shared.store(1);
-    }
-
-    /// Says that a connection waits for its response (see [`Lane::has_surplus`]), or no longer.
-    #[inline(always)]
-    pub fn count_waiting(&self, opened: bool, waits: bool) {
-        self.waiting_on[usize::from(opened)].add(if waits { 1 } else { u64::MAX });
-    }
-
-    /// True if more messages are pending than can be inside the process: those that came in and were not answered yet,
-    /// less those that are at a server. So one of them went nowhere, and its write will not come.
-    #[inline(always)]
-    pub fn has_surplus(&self) -> bool {
-        let pending = || self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
-        // Other threads go on meanwhile: a read adds to what is inside first, a write takes from what is pending first.
-        let before = pending();
-        let inside = self.waiting_on[0].load().wrapping_sub(self.waiting_on[1].load()).cast_signed();
-        before.min(pending()).cast_signed() > inside
-    }
-
-    /// Says that this thread has read the latest part of a message.
-    #[inline(always)]
-    pub fn note_reader(&self, direction: usize, tag: u64, tid: u32, recent: &mut Recent) {
-        if let Some(entry) = self.pending[direction & 1].remembered(tag)
-            && entry.thread.load() & !LEFT != u64::from(tid)
-        {
-            for (set, latest) in self.pending.iter().zip(recent.latest()) {
-                if set.is_live(latest) && set.of(latest).thread.load() == u64::from(tid) {
-                    set.of(latest).thread.store(u64::from(tid) | LEFT);
-                }
-            }
-            entry.thread.store(u64::from(tid));
-            recent.note(direction & 1, tag);
-        }
-    }
-
-    /// The tag of what this thread has read last and nobody has claimed; 0 if there is none among the latest.
-    #[inline(always)]
-    pub fn newest(&self, direction: usize, tid: u32, recent: &Recent) -> u64 {
-        let set = &self.pending[direction & 1];
-        let mut newest = 0;
-        // From the oldest of them up, so that the newest one stays.
-        for back in (1..=RECENT as u64).rev() {
-            let tag =
-                recent.tags[direction & 1][recent.read[direction & 1].wrapping_sub(back) as usize % RECENT];
-            if set.is_live(tag) && set.of(tag).thread.load() & !LEFT == u64::from(tid) {
-                newest = tag;
-            }
-        }
-        set.blur(newest)
-    }
-
-    /// What a thread takes where threads share the lane: what it has read last (`newest`), or, if it has read nothing, the
-    /// oldest message whose reader has read another since, so has handed it over. 0 where the oldest of all is to be
-    /// taken: there is none of these, or the oldest is so old that the set would fill up behind it.
-    #[inline(always)]
-    pub fn newest_or_left(&self, direction: usize, newest: u64) -> u64 {
-        let set = &self.pending[direction & 1];
-        let head = set.front();
-        if set.tail.load() - head > FULL_SOON {
-            return 0;
-        }
-        let mut left = newest;
-        if newest == 0 {
-            for ahead in 0..LEFT_STEPS {
-                let tag = tag_at(head + ahead);
-                let is_left = set.is_live(tag) && set.of(tag).thread.load() & LEFT != 0;
-                left = set.blur(if left == 0 && is_left { tag } else { left });
-            }
-        }
-        left
-    }
-
     /// Says that something was read: a turn begins with it, or it belongs to the latest.
     #[inline(always)]
     pub fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
@@ -489,13 +305,6 @@ impl<W: Word> Lane<W> {
             order.note(kept, chance);
         }
         (turn, order)
-    }
-
-    /// The time by which orphans are judged. Where threads share the lane they stand for messages whose write is still to
-    /// come, which may be late when there are more threads than CPUs.
-    #[inline(always)]
-    fn patient(&self, now_ns: u64) -> u64 {
-        now_ns.saturating_sub(if self.shared.load() == 0 { 0 } else { PATIENCE_NS })
     }
 
     /// Whether any message of the turn is taken, not its oldest. Threads that share a lane have no turns.

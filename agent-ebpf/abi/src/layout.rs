@@ -188,7 +188,7 @@ pub const fn is_record(bytes: usize, records: u32) -> bool {
 }
 
 /// From here up a socket is taken to carry several messages at once. Threads that hand over work let writes find
-/// nothing too, until that is known of them: after that the count starts anew.
+/// nothing too, most while that is not known of them: after that the count starts anew.
 pub const MULTIPLEXED: u32 = 256;
 
 /// What one write that found nothing pending adds to that; each read takes 1 away.
@@ -196,6 +196,9 @@ pub const STARVED_WEIGHT: u32 = 4;
 
 /// The same where another connection of its side is known to carry several messages at once.
 pub const OTHERS_WEIGHT: u32 = 64;
+
+/// The same where threads share the lane: a write may find nothing for other reasons there, but not one for each read.
+pub const SHARED_WEIGHT: u32 = 1;
 
 /// Where connections of one proxy lead. Key of the map `HANDSHAKES`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@
 
 pub(crate) mod envoy;
 pub(crate) mod haproxy;
-pub(crate) mod nginx;
+pub mod nginx;
 mod own;
 mod pair;
 

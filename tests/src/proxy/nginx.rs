@@ -27,7 +27,10 @@ pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
 }
 
 /// The command for nginx with this [`http`] or [`stream`] block; configuration and state are in `dir`.
-pub(crate) fn command(workers: u32, netns: &Netns, block: &str, dir: &Path) -> Result<Command> {
+///
+/// # Errors
+/// When the configuration cannot be written, or nginx is not there.
+pub fn command(workers: u32, netns: &Netns, block: &str, dir: &Path) -> Result<Command> {
     let state = dir.display();
     let config = format!(
         "daemon off;
@@ -50,7 +53,7 @@ events {{
 }
 
 /// The block of all that is HTTP; state is in `dir`.
-pub(crate) fn http(directives: &str, dir: &Path) -> String {
+pub fn http(directives: &str, dir: &Path) -> String {
     let state = dir.display();
     format!(
         "http {{

@@ -96,7 +96,12 @@ impl Scene {
                 other => command.arg(other),
             };
         }
-        let mut child = Child::start("proxy", &command, &self.dir)?;
+        self.start(&command)
+    }
+
+    /// Starts a proxy by this command, and waits until it listens.
+    pub fn start(&self, command: &Command) -> Result<Child> {
+        let mut child = Child::start("proxy", command, &self.dir)?;
         child.wait_for_port(Bed::proxy_address(Family::V4), LONGEST)?;
         Ok(child)
     }

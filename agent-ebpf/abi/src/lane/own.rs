@@ -182,22 +182,6 @@ impl<W: Word> Lane<W> {
         Some(Claim { tag: request, arrival_ns, read_ns, batch: true, ..Claim::default() })
     }
 
-    /// Says that an opened connection was written to again although requests waited.
-    #[inline(always)]
-    pub fn note_continued(&self, now_ns: u64) {
-        self.continued_ns.store(now_ns);
-    }
-
-    /// A request that was read then is answered and was not seen to be written to a server. Whether an opened connection
-    /// may have carried it along with others: one was written to again since, and one was read.
-    #[inline(always)]
-    pub fn suspect_several(&self, read_ns: u64) -> bool {
-        let latest = &self.latest[RESPONSE];
-        let suspected = self.continued_ns.load() > read_ns && latest.read_ns.load() > read_ns;
-        latest.starved.add(u64::from(suspected));
-        suspected
-    }
-
     /// Whether a response waits that came on this connection after a request of that downstream one was written to it:
     /// where both ends of a stream speak at any time, it may have been read before the latest request.
     #[inline(always)]

@@ -1,0 +1,93 @@
+//! Connections that carry several messages at once: how they are found, and what a write to one takes.
+
+use super::{Lane, RESPONSE};
+use crate::pending::Drained;
+use crate::word::Word;
+
+/// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
+/// messages.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Latest<W> {
+    /// Number of the connection.
+    pub id: W,
+    /// When the last of what was read arrived, ns; 0 unless the connection is known to carry several messages at once.
+    pub arrival_ns: W,
+    /// When it was read, ns.
+    pub read_ns: W,
+    /// Writes that found nothing pending since this connection was read first.
+    pub starved: W,
+    /// 1 once a connection that is read in this direction was found to carry several messages at once: others will too.
+    pub several: W,
+    /// Control records seen on connections that are read in this direction.
+    pub records: W,
+}
+
+impl<W: Word> Latest<W> {
+    /// Forgets what was learned.
+    #[inline(always)]
+    pub(super) fn forget(&self) {
+        self.several.store(0);
+        self.records.store(0);
+    }
+
+    /// Says that a connection was read. Returns how many writes found nothing pending since it was last, if no other
+    /// was read between.
+    #[inline(always)]
+    pub fn note(&self, id: u64, arrival_ns: u64, read_ns: u64) -> u64 {
+        let starved = if self.id.load() == id { self.starved.load() } else { 0 };
+        self.id.store(id);
+        self.arrival_ns.store(arrival_ns);
+        self.read_ns.store(read_ns);
+        self.starved.store(0);
+        starved
+    }
+}
+
+impl<W: Word> Lane<W> {
+    /// Takes every message for a write to a multiplexed connection: see [`Pending::drain`].
+    #[inline(always)]
+    pub fn drain(&self, direction: usize, mark: u64) -> Drained {
+        self.writing.store(1);
+        self.writes[direction & 1].add(1);
+        self.pending[direction & 1].drain(mark)
+    }
+
+    /// How many writes of a direction there were so far that may have carried something on.
+    #[inline(always)]
+    pub fn writes(&self, direction: usize) -> u64 {
+        self.writes[direction & 1].load()
+    }
+
+    /// Forgets what was read together with others and was not written on in the turn after: control records.
+    #[inline(always)]
+    pub fn forget_stale(&self, direction: usize) {
+        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load());
+    }
+
+    /// Whether the last thing this thread did was to read the connection of this number, in that direction, and
+    /// nothing of the other direction is left from before.
+    #[inline(always)]
+    pub fn has_just_read(&self, direction: usize, id: u64) -> bool {
+        let other = direction & 1 ^ 1;
+        self.writing.load() == 0
+            && self.latest[direction & 1].id.load() == id
+            && self.pending[other].front() >= self.turn_start[other].load()
+    }
+
+    /// Says that an opened connection was written to again although requests waited.
+    #[inline(always)]
+    pub fn note_continued(&self, now_ns: u64) {
+        self.continued_ns.store(now_ns);
+    }
+
+    /// A request that was read then is answered and was not seen to be written to a server. Whether an opened connection
+    /// may have carried it along with others: one was written to again since, and one was read.
+    #[inline(always)]
+    pub fn suspect_several(&self, read_ns: u64) -> bool {
+        let latest = &self.latest[RESPONSE];
+        let suspected = self.continued_ns.load() > read_ns && latest.read_ns.load() > read_ns;
+        latest.starved.add(u64::from(suspected));
+        suspected
+    }
+}

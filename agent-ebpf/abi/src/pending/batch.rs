@@ -1,0 +1,93 @@
+//! Messages of connections that carry several at once: each is what one segment brought, and may have been none.
+
+use super::{CLAIMED, DROPPED, LIVE, Pending, STATE_BITS, tag};
+use crate::word::Word;
+
+/// Marks what was read together with other messages: which it was, and whether it was one, is not known.
+pub const BATCH: u64 = 1 << 63;
+
+/// How many messages one write of a multiplexed connection may carry on.
+pub const DRAIN: usize = 16;
+
+/// How many entries at the front are looked at for what was no message; more than one read adds.
+const FORGET_STEPS: usize = 16;
+
+/// What a write of a multiplexed connection has taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// The first position of the range it is in.
+    pub start: u64,
+    /// The position behind it.
+    pub end: u64,
+    /// Messages that were read alone.
+    pub singles: u64,
+    /// Messages that were read together with others.
+    pub batches: u64,
+}
+
+impl<W: Word> Pending<W> {
+    /// Takes every message, up to [`DRAIN`] of them, for the connection of that mark. Returns where they lie: some in
+    /// between may not be its own, see [`Pending::drained`].
+    #[inline(always)]
+    pub(crate) fn drain(&self, mark: u64) -> Drained {
+        let tail = self.tail.load();
+        let start = self.clear_front();
+        let mut drained = Drained { start, end: start, singles: 0, batches: 0 };
+        for _ in 0..DRAIN {
+            if drained.end >= tail {
+                break;
+            }
+            let position = drained.end;
+            drained.end += 1;
+            if self.take(tag(position, LIVE)) != 0 {
+                let entry = self.entry(position);
+                entry.upstream.store(mark);
+                let batch = entry.downstream.load() >> BATCH.trailing_zeros();
+                drained.batches += batch;
+                drained.singles += 1 - batch;
+            }
+        }
+        self.head.store(drained.end);
+        drained.end = self.blur(drained.end);
+        drained.singles = self.blur(drained.singles);
+        drained.batches = self.blur(drained.batches);
+        drained
+    }
+
+    /// When the message at this position arrived and was read, if the connection of that mark drained it.
+    #[inline(always)]
+    pub fn drained(&self, position: u64, mark: u64) -> Option<(u64, u64)> {
+        let entry = self.entry(position);
+        let own = entry.tag.load() == tag(position, CLAIMED) && entry.upstream.load() == mark;
+        own.then(|| (entry.arrival_ns.load(), entry.read_ns.load()))
+    }
+
+    /// Adds what was read together with others. Returns its position.
+    #[inline(always)]
+    pub fn push_batch(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
+        self.push(arrival_ns, read_ns, BATCH, 0).map(|pushed| pushed >> STATE_BITS)
+    }
+
+    /// Forgets the oldest messages before the position `stale` that were read together with others: they were none.
+    #[inline(always)]
+    pub(crate) fn forget_before(&self, stale: u64) {
+        let head = self.front();
+        for ahead in 0..FORGET_STEPS as u64 {
+            if head + ahead >= stale {
+                break;
+            }
+            self.forget(head + ahead);
+        }
+    }
+
+    /// Forgets the message at this position, if it was read together with others and nobody has claimed it.
+    #[inline(always)]
+    pub fn forget(&self, position: u64) {
+        let entry = self.entry(position);
+        if entry.downstream.load() & BATCH != 0
+            && entry.tag.swap_if(tag(position, LIVE), tag(position, DROPPED))
+        {
+            self.live.add(u64::MAX);
+        }
+    }
+}
