@@ -11,7 +11,7 @@
 //!
 //! [`netns::Bed`] makes the namespaces, [`process::Child`] starts what runs in them, [`proxy::Proxy`] and
 //! [`origin::Origin`] are such processes with a generated configuration, [`tools`] knows where `cargo xtask setup`
-//! put what is needed. [`redirection`] leads connections to a proxy unasked, [`measuring::Measuring`] is the agent.
+//! put what is needed. [`awake`] keeps the processors from sleeping, [`redirection`] leads connections to a proxy unasked, [`measuring::Measuring`] is the agent.
 //! Every one of them ends what it started when it is dropped, and [`live`] does the same when
 //! a signal ends this process instead.
 //!
@@ -19,6 +19,7 @@
 //! of the proxy, [`wire`] makes latencies of them, and [`delay`] is a proxy of known latency. None of it shares code
 //! with the agent. [`toy`] has proxies for the ways of doing I/O that no known proxy of the bed has.
 
+pub mod awake;
 pub mod backend;
 pub mod capture;
 pub mod certificates;

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use bed::awake::Awake;
 use bed::capture::{Capture, Vantage};
 use bed::load::Tally;
 use bed::netns::{Bed, Family, Netns};
@@ -40,6 +41,7 @@ pub struct Programs {
     /// Nothing where only the packets are asked.
     agent: Option<PathBuf>,
     bed: PathBuf,
+    _awake: Option<Awake>,
 }
 
 /// What came of a combination.
@@ -99,14 +101,16 @@ pub(super) struct SeenProxy {
 }
 
 impl Programs {
-    /// Builds them; the agent unless only the packets are asked.
+    /// Builds them; the agent unless only the packets are asked. The processors stay awake from then on, unless they
+    /// may sleep.
     ///
     /// # Errors
     /// When something does not build.
-    pub fn build(wire_only: bool) -> Result<Self> {
+    pub fn build(wire_only: bool, may_sleep: bool) -> Result<Self> {
         let agent = if wire_only { None } else { Some(cargo::agent()?) };
         cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bins"])?;
-        Ok(Self { agent, bed: tools::target().join("release/bed") })
+        let awake = if may_sleep { None } else { awake() };
+        Ok(Self { agent, bed: tools::target().join("release/bed"), _awake: awake })
     }
 
     /// Measures a combination and judges it by this gate.
@@ -213,6 +217,17 @@ impl Programs {
         words.extend(cell.rate.map(|rate| OsString::from(format!("--rate={rate}"))));
         drive(&words, cell.duration + BEYOND_LOAD, dir)
     }
+}
+
+/// Keeps the processors awake, or says why they may sleep.
+fn awake() -> Option<Awake> {
+    Awake::keep()
+        .inspect_err(|error| {
+            eprintln!(
+                "truth: processors may sleep between messages ({error}): rare latencies are less certain"
+            );
+        })
+        .ok()
 }
 
 /// Waits until packets of this family pass these namespaces.
