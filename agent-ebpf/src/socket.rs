@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_skc_to_tcp_sock};
 use smp_agent_abi::layout::{Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 use smp_agent_abi::names::listener_key;
 
-use crate::maps::{Counters, LISTENERS, PROXIES, socket_state, socket_state_or_new};
+use crate::maps::{Counters, LISTENERS, PROXIES, counter, socket_state, socket_state_or_new};
 use crate::offsets::{
     NET_INUM, SOCK_BACKLOG, SOCK_NET, SOCK_NUM, TCP_TRANSPARENT, TCP_TRANSPARENT_MASK, field, probe_field,
 };
@@ -30,9 +30,14 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
         other => {
             // SAFETY: the value is copied at once.
             let slot = *unsafe { PROXIES.get(&tgid) }?;
-            let socket = match other {
-                Some(socket) => socket,
-                None => take_up(sk, slot, role_of(sk))?,
+            let Some(socket) = other.or_else(|| take_up(sk, slot, role_of(sk))) else {
+                if tcp(sk).is_some() {
+                    // Of a message; of a connection that begins nothing is lost yet.
+                    let counters = Counters::of(slot)?;
+                    counters.add(counter!(seen), 1);
+                    counters.lose(Loss::SocketState);
+                }
+                return None;
             };
             socket.tgid = tgid;
             socket.proxy_slot = slot;
@@ -60,14 +65,12 @@ pub fn role_of(sk: *const c_void) -> u32 {
     if of_listener || listener(sk).is_some() { ROLE_ACCEPTED } else { ROLE_OPENED }
 }
 
-/// Starts to follow `sk`, a socket of the proxy in `slot`.
+/// Starts to follow `sk`, a socket of the proxy in `slot`. `None` if it is no TCP socket, or there is no memory for its
+/// state now.
 #[inline(always)]
 pub fn take_up<'a>(sk: *const c_void, slot: u32, role: u32) -> Option<&'a mut Socket> {
     tcp(sk)?;
-    let Some(socket) = socket_state_or_new(sk) else {
-        Counters::of(slot)?.lose(Loss::SocketState);
-        return None;
-    };
+    let socket = socket_state_or_new(sk)?;
     if socket.id == 0 {
         socket.proxy_slot = slot;
         socket.role = role;
