@@ -42,6 +42,8 @@ const RING_KIB: u32 = 128 * 1024;
 const COOKED_BYTES: usize = 20;
 /// How long tcpdump may take to start, to catch up and to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// When the kernel has handed over the last block of packets, with some to spare: tcpdump asks for one a second.
+const BLOCK_COMES: Duration = Duration::from_secs(3);
 /// How often tcpdump is asked whether it caught up.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Room the packets may need, bytes: 30 s of 30,000 requests/s with 4 packets each.
@@ -118,6 +120,13 @@ struct Counts {
     dropped: u64,
 }
 
+impl Counts {
+    /// Packets that are neither written nor dropped.
+    const fn unwritten(self) -> u64 {
+        self.received.saturating_sub(self.captured + self.dropped)
+    }
+}
+
 impl Capture {
     /// Captures what client, proxy and server say: all of it where `whole`, else the beginnings of packets with
     /// payload. tcpdump's own output goes to `dir`. Returns when packets are being captured.
@@ -152,28 +161,35 @@ impl Capture {
         // The kernel hands packets over in blocks, the last one only after a second: ended before that, tcpdump
         // would lose them.
         let deadline = Instant::now() + PATIENCE;
+        let (mut last, mut since) = (Counts::default(), Instant::now());
         loop {
             let counts = self.ask()?;
-            if counts.captured + counts.dropped == counts.received {
+            if counts != last {
+                (last, since) = (counts, Instant::now());
+            }
+            // The kernel counts from before tcpdump's filter was in place, too: those it has passed over.
+            if last.unwritten() == 0 || since.elapsed() > BLOCK_COMES {
                 break;
             }
             ensure!(
                 Instant::now() < deadline,
-                "tcpdump did not catch up: {} of {} packets after {} s",
-                counts.captured,
-                counts.received,
+                "tcpdump did not catch up: {last:?} after {} s",
                 PATIENCE.as_secs()
             );
             std::thread::sleep(ASK_EVERY);
         }
         self.signal(Signal::INT)?;
-        let count = self.await_count("packets captured")?;
+        let captured = self.await_count("packets captured")?;
         let received = self.await_count("packets received by filter")?;
         let dropped = self.await_count("packets dropped by kernel")?;
         let status = self.tcpdump.wait_for(PATIENCE)?;
         ensure!(status.success(), "tcpdump failed ({status}){}", self.tcpdump.tail());
-        ensure!(count + dropped == received, "tcpdump wrote {count} of {received} packets");
-        Ok(Captured { packets: self.packets, count, dropped })
+        let counts = Counts { captured, received, dropped };
+        ensure!(
+            counts.unwritten() == last.unwritten(),
+            "tcpdump lost packets at its end: {counts:?}, {last:?}"
+        );
+        Ok(Captured { packets: self.packets, count: captured, dropped })
     }
 
     /// tcpdump's counts so far.
