@@ -103,6 +103,16 @@ fn a_request_with_a_copy_crosses_once() {
     assert_crossed_once("mirror-envoy", envoy, "/mirror", ("/mirror", 2));
 }
 
+/// Other messages go on between its pieces.
+#[test]
+fn a_message_that_comes_in_pieces_crosses_once() {
+    let came = detour("pieces", nginx, 0.0, |scene| scene.ask(CONNECTIONS, EACH, "/plain/pieces", "200"));
+    let [requests, responses, unmatched, ..] = came.expect("a measurement");
+    assert!((requests - REQUESTS).abs() <= 2.0, "{requests} requests");
+    assert!((responses - REQUESTS).abs() <= 2.0, "{responses} responses");
+    assert!(unmatched <= 2.0, "{unmatched} unmatched");
+}
+
 #[test]
 fn a_proxys_own_answers_are_local() {
     for (path, status) in [("/none", "404"), ("/redirect", "301"), ("/limited", "429")] {

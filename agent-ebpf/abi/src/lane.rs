@@ -18,19 +18,27 @@
 
 mod detour;
 mod own;
+mod prompt;
 mod several;
 mod shared;
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, ENTRIES, Pending, position_of};
+use crate::pending::{BATCH, Claim, ENTRIES, Pending, position_of, tag_at};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 pub use own::Move;
+use prompt::Prompt;
 pub use several::Latest;
 pub use shared::{RECENT, Recent};
 
 const REQUEST: usize = 0;
 const RESPONSE: usize = 1;
+
+/// After so many rounds of reads and writes a response is stale. Envoy writes in the next.
+const ROUNDS: usize = 4;
+
+/// How many ended messages behind a stale one are passed over at once.
+const STALE_STEPS: usize = 4;
 
 /// What one thread has read and not yet written on.
 #[derive(Debug)]
@@ -48,6 +56,12 @@ pub struct Lane<W> {
     turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
     writing: W,
+    /// Where the responses that were read since the last writes began, by the number of the loop's rounds, and that.
+    rounds: [W; ROUNDS],
+    round: W,
+    /// Position before which responses are stale, and up to which no later one can be claimed.
+    stale: W,
+    past_stale: W,
     /// Position of the oldest request for which no connection was free yet.
     waiting: W,
     /// 1 where the threads of a process share it.
@@ -68,6 +82,7 @@ pub struct Lane<W> {
     writes: [W; 2],
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
+    prompt: Prompt<W>,
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
     order: [Order<W>; ORDER_SIZES],
 }
@@ -91,6 +106,8 @@ struct Turn {
     end: u64,
     /// Whether it is the one before the latest.
     older: bool,
+    /// Position of that message.
+    oldest: u64,
 }
 
 impl<W: Word> Lane<W> {
@@ -105,6 +122,7 @@ impl<W: Word> Lane<W> {
         if let Some(upstream) = self.upstreams.get(usual) {
             upstream.usual.store(tag);
         }
+        self.note_read(REQUEST, tag);
         Some(tag)
     }
 
@@ -125,6 +143,7 @@ impl<W: Word> Lane<W> {
             place.response.store(tag);
             self.upstreams.give_back(upstream);
         }
+        self.note_read(RESPONSE, tag);
         Some(tag)
     }
 
@@ -193,7 +212,16 @@ impl<W: Word> Lane<W> {
             Some(place) if habit == Habit::Usual as u64 => place.usual.load(),
             _ => 0,
         };
-        let foreseen = set.blur(foreseen);
+        let mut foreseen = set.blur(foreseen);
+        if !first {
+            if set.live.load() > 1 && self.shared.load() == 0 {
+                self.predict(upstream);
+            }
+            if self.is_prompt() {
+                foreseen = self.prefer_fresh(REQUEST, foreseen, self.fresh(REQUEST));
+            }
+        }
+        self.prompt.note_written();
         let by_chance = set.blur(u64::from(!first && self.by_chance(habit, order, random)));
         let claim =
             Self::take(set, Choice { foreseen, newest, by_chance, random }, turn, self.patient(now_ns));
@@ -254,7 +282,14 @@ impl<W: Word> Lane<W> {
         }
         let habit = set.blur(order.habit() as u64);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
-        let choice = Choice { foreseen: in_turn(upstream), newest, by_chance, random };
+        let mut foreseen = in_turn(upstream);
+        self.verify(request);
+        if self.is_prompt() {
+            let linked = self.upstreams.get(upstream).map_or(0, |upstream| upstream.response.load());
+            foreseen = self.prefer_fresh(RESPONSE, set.blur(linked), self.fresh(RESPONSE));
+        }
+        self.prompt.note_written();
+        let choice = Choice { foreseen, newest, by_chance, random };
         let claim = Self::take(set, choice, turn, self.patient(now_ns));
         // Believed until a response is written that it has not brought: what was taken tells less, in large turns most
         // pairs are wrong while a habit is learned.
@@ -266,8 +301,18 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     pub fn begin_turn(&self, arrival_ns: u64, read_ns: u64) {
         self.ended.store(0);
-        if self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load() || self.shared.load() != 0 {
+        if self.shared.load() != 0 {
             return;
+        }
+        let in_turn = self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load();
+        self.note_next(in_turn);
+        if in_turn {
+            return;
+        }
+        if self.writing.load() != 0 {
+            let begin = &self.rounds[self.round.fetch_add(1) as usize % ROUNDS];
+            self.stale.store(begin.load());
+            begin.store(self.pending[RESPONSE].tail.load());
         }
         self.writing.store(0);
         self.turn_read_ns.store(read_ns);
@@ -277,6 +322,26 @@ impl<W: Word> Lane<W> {
         }
     }
 
+    /// The position of the oldest message that a write may carry on unforeseen. A stale response does not count while
+    /// there is another: where it should have gone was written to without it.
+    #[inline(always)]
+    fn head(&self, direction: usize) -> u64 {
+        let set = &self.pending[direction];
+        let (head, known) = (set.front(), self.stale.load());
+        if direction == REQUEST || head >= known || self.shared.load() != 0 {
+            return head;
+        }
+        let mut position = self.past_stale.load().max(known);
+        for _ in 0..STALE_STEPS {
+            if position < set.tail.load() && !set.is_claimable(tag_at(position)) {
+                position += 1;
+            }
+        }
+        self.past_stale.store(position);
+        let found = position < set.tail.load() && set.is_claimable(tag_at(position));
+        set.blur(if found { position } else { head })
+    }
+
     /// The turn of the oldest message in a set, and how its habits hold. Notes whether the order holds between the
     /// directions, as far as this claim shows it.
     #[inline(always)]
@@ -284,11 +349,11 @@ impl<W: Word> Lane<W> {
         self.writing.store(1);
         self.writes[own].add(1);
         let other = own ^ 1;
-        let (own_head, other_head) = (self.pending[own].front(), self.pending[other].front());
+        let (own_head, other_head) = (self.head(own), self.head(other));
         if self.shared.load() != 0 {
             let end = self.pending[own].tail.load();
             let start = self.pending[own].blur(end.saturating_sub(ENTRIES as u64));
-            let turn = Turn { start, end, older: false };
+            let turn = Turn { start, end, older: false, oldest: start };
             return (turn, &self.order[size_class(self.pending[own].live.load())]);
         }
         let (turn, other_turn) = (self.turn(own, own_head), self.turn(other, other_head));
@@ -322,7 +387,10 @@ impl<W: Word> Lane<W> {
             taken = set.blur(set.take(choice.newest));
         }
         if taken == 0 && choice.by_chance != 0 {
-            taken = set.take_any(set.head.load(), turn.end, choice.random >> 16);
+            taken = set.take_any(turn.oldest, turn.end, choice.random >> 16);
+        }
+        if taken == 0 && turn.oldest > set.head.load() {
+            taken = set.take(tag_at(turn.oldest));
         }
         let mut claim = Claim { tag: set.blur(taken), ..Claim::default() };
         if claim.tag == 0 {
@@ -371,7 +439,8 @@ impl<W: Word> Lane<W> {
             (latest, self.pending[direction].tail.load())
         };
         let set = &self.pending[direction];
-        Turn { start: set.blur(start), end: set.blur(end), older: set.blur(u64::from(head < latest)) != 0 }
+        let older = set.blur(u64::from(head < latest)) != 0;
+        Turn { start: set.blur(start), end: set.blur(end), older, oldest: head }
     }
 
     /// Ends all messages; returns how many there were. The thread is gone and its place is for another.
@@ -382,6 +451,7 @@ impl<W: Word> Lane<W> {
         self.ended.store(0);
         self.continued_ns.store(0);
         self.latest.iter().for_each(Latest::forget);
+        self.prompt.forget();
         self.shared.store(0);
         self.gone.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));

@@ -50,7 +50,8 @@ pub struct Entry<W> {
     pub(crate) read_ns: W,
     /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits.
     pub(crate) downstream: W,
-    /// Which thread read it last, where threads share the set.
+    /// Which thread read it last, where threads share the set. Where they do not, of a request: name of the connection
+    /// that a prompt proxy has written it to, 0 if none was foreseen.
     pub(crate) thread: W,
     /// Of a request: name of the connection it took off the stack, 0 if none was free.
     pub(crate) pooled: W,
@@ -232,6 +233,13 @@ impl<W: Word> Pending<W> {
     #[inline(always)]
     pub fn is_live(&self, pushed_tag: u64) -> bool {
         pushed_tag != 0 && self.of(pushed_tag).tag.load() == pushed_tag
+    }
+
+    /// Whether the message of this tag is live, or was until its connection closed.
+    #[inline(always)]
+    pub(crate) fn is_claimable(&self, pushed_tag: u64) -> bool {
+        let state = self.of(pushed_tag).tag.load();
+        pushed_tag != 0 && (state == pushed_tag || state == tag(position_of(pushed_tag), ORPHAN))
     }
 
     /// The position of the message of this tag, whatever became of it, until its place is used again.

@@ -189,10 +189,18 @@ impl Connection {
 
     /// The status of the answer, whose body is read.
     fn ask(&mut self, path: &str, name: &str) -> Result<String> {
-        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: bed\r\nx-name: {name}\r\n\r\n")?;
+        send(&mut self.stream, path, &format!("GET {path} HTTP/1.1\r\nHost: bed\r\nx-name: {name}\r\n\r\n"))?;
         let head = message(&mut self.stream)?.context("the proxy has closed")?;
         Ok(head.split(' ').nth(1).context("no status")?.to_owned())
     }
+}
+
+/// Sends a message: at once, or in two segments where the path ends with `/pieces`.
+fn send(stream: &mut TcpStream, path: &str, message: &str) -> std::io::Result<()> {
+    let (first, rest) =
+        message.split_at(if path.ends_with("/pieces") { message.len() / 2 } else { message.len() });
+    stream.write_all(first.as_bytes())?;
+    stream.write_all(rest.as_bytes())
 }
 
 /// The head of the next message, whose body is read too; nothing at the end of the stream.
@@ -249,7 +257,7 @@ impl Manners {
             if path == "/slow" {
                 thread::sleep(Duration::from_millis(200));
             }
-            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 4\r\n\r\nbody")?;
+            send(&mut stream, &path, &format!("HTTP/1.1 {status}\r\ncontent-length: 4\r\n\r\nbody"))?;
         }
         Ok(())
     }

@@ -29,6 +29,10 @@ fn lane() -> Box<Lane<AtomicU64>> {
         older_start: Default::default(),
         turn_read_ns: AtomicU64::default(),
         writing: AtomicU64::default(),
+        rounds: Default::default(),
+        round: AtomicU64::default(),
+        stale: AtomicU64::default(),
+        past_stale: AtomicU64::default(),
         waiting: AtomicU64::default(),
         shared: AtomicU64::default(),
         waiting_on: Default::default(),
@@ -38,6 +42,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         writes: Default::default(),
         gone: AtomicU64::default(),
         latest: Default::default(),
+        prompt: Prompt::default(),
         order: Default::default(),
     })
 }

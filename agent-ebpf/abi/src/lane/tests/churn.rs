@@ -16,9 +16,18 @@ const RANDOM: (Timing, Writes, Pool) = (Timing::NextTurn, Writes::Shuffled, Pool
 const ALL: [(Timing, Writes, Pool); 6] = [IN_ORDER[0], IN_ORDER[1], IN_ORDER[2], ENVOY, TUNNEL, RANDOM];
 
 const NONE: Churn =
-    Churn { local: 0, abort: 0, dropped: 0, close: 0, probe: 0, late: 0, parts: 0, handed: 0 };
-const EVERYTHING: Churn =
-    Churn { local: 30, abort: 10, dropped: 5, close: 20, probe: 3, late: 5, parts: 100, handed: 50 };
+    Churn { local: 0, abort: 0, dropped: 0, close: 0, probe: 0, late: 0, parts: 0, rest: 0, handed: 0 };
+const EVERYTHING: Churn = Churn {
+    local: 30,
+    abort: 10,
+    dropped: 5,
+    close: 20,
+    probe: 3,
+    late: 5,
+    parts: 100,
+    rest: 20,
+    handed: 50,
+};
 
 fn world(kind: (Timing, Writes, Pool), clients: usize, churn: Churn, seed: u64) -> World {
     let (timing, writes, pool) = kind;
@@ -128,6 +137,17 @@ proptest! {
     #[test]
     fn late_writes_leave_nothing(kind in any_of(&IN_ORDER), clients in 1usize..24, seed: u64) {
         assert_recovers(kind, clients, Churn { late: 5, parts: 100, ..NONE }, seed);
+    }
+
+    /// Messages whose rest comes later do not put out those that come between.
+    #[test]
+    fn the_rest_of_a_message_may_come_later(clients in 1usize..48, seed: u64) {
+        let mut world = world(IN_ORDER[0], clients, NONE, seed);
+        world.run(400);
+        world.plan.churn.rest = 100;
+        let shares = shares(&mut world, 400);
+        prop_assert!(both_above(shares, 0.99), "{shares:?}");
+        assert_mean_exact(&mut world);
     }
 
     /// Where each message goes on before the next is read, an answer of the proxy's own is known for certain.

@@ -87,6 +87,9 @@ impl Kernel {
     /// Returns the message that begins here, unless the read continues one or there is no room.
     pub fn read(&mut self, id: Id, tid: u32, arrival_ns: u64, now_ns: u64) -> Option<Tag> {
         if self.sockets[id].turn == TURN_READING {
+            if !self.shared && self.sockets[id].pending_tag != 0 {
+                self.lane.note_read(inbound(&self.sockets[id]), self.sockets[id].pending_tag);
+            }
             self.note_reader(id, tid);
             return None;
         }

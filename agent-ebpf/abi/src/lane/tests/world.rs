@@ -51,6 +51,8 @@ pub(super) struct Churn {
     pub late: usize,
     /// A message comes, and goes on, in two parts.
     pub parts: usize,
+    /// The rest of a message comes later, and only then it goes on.
+    pub rest: usize,
     /// A message is written by another thread than that which has read it.
     pub handed: usize,
 }
@@ -98,6 +100,8 @@ pub(super) struct World {
     idle: bool,
     /// A free connection chosen when the request was read.
     chosen: HashMap<usize, Id>,
+    /// What was read of messages whose rest is to come.
+    begun: HashMap<Id, Option<(Tag, u64)>>,
     pub right: [u64; 2],
     pub wrong: [u64; 2],
     /// Answers of the proxy's own.
@@ -124,6 +128,7 @@ impl World {
             work: std::vec![Vec::new(); plan.threads],
             idle: false,
             chosen: HashMap::new(),
+            begun: HashMap::new(),
             right: [0; 2],
             wrong: [0; 2],
             local: 0,
@@ -236,7 +241,14 @@ impl World {
             self.now_ns += 300;
             assert_eq!(self.kernel.read(socket, tid, self.now_ns, self.now_ns), None, "a continuation");
         }
-        let cause = tag.map(|tag| (tag, read_ns));
+        let mut cause = tag.map(|tag| (tag, read_ns));
+        if let Some(begun) = self.begun.remove(&socket) {
+            cause = begun;
+        } else if !matches!(event, Event::Probed(_)) && self.chance(self.plan.churn.rest) {
+            self.begun.insert(socket, cause);
+            self.later(20_000, event);
+            return None;
+        }
         match event {
             Event::Request(client) if self.chance(self.plan.churn.local) => Some(Work::Local(client)),
             Event::Request(client) => {
