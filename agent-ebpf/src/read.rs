@@ -240,17 +240,21 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
             break;
         }
         latest_ns = socket.noted_ns[taken as usize % NOTED];
+        let end = |taken: u32| socket.noted_end[taken as usize % NOTED];
+        let bytes = end(taken).wrapping_sub(end(taken.wrapping_sub(1)));
         socket.noted_taken = taken.wrapping_add(1);
-        if let Some(position) = set.push_batch(latest_ns, now_ns) {
+        if let Some(position) = current.lane.push_segment(inbound, latest_ns, now_ns, bytes) {
             first = first.min(position);
             last = position + 1;
         }
     }
     // Segments that came when too many were noted already are one.
     if socket.noted_taken == socket.noted && is_new(socket) {
-        socket.noted_end[socket.noted.wrapping_sub(1) as usize % NOTED] = received;
+        let end = &mut socket.noted_end[socket.noted.wrapping_sub(1) as usize % NOTED];
+        let bytes = received.wrapping_sub(*end);
+        *end = received;
         if arrival_ns != 0
-            && let Some(position) = set.push_batch(arrival_ns, now_ns)
+            && let Some(position) = current.lane.push_segment(inbound, arrival_ns, now_ns, bytes)
         {
             first = first.min(position);
             last = position + 1;

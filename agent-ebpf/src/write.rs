@@ -12,7 +12,7 @@ use smp_agent_abi::layout::{
     Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING, is_record,
 };
 use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
-use smp_agent_abi::pending::{BATCH, Claim, Drained};
+use smp_agent_abi::pending::{Claim, Drained};
 use smp_agent_abi::word::Word as _;
 
 use crate::lane::{self, Current};
@@ -147,13 +147,13 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     if turn == TURN_UNKNOWN {
         // It may be in the middle of a message: that keeps its place among the others and gets no latency.
         claim.arrival_ns = 0;
-        if claim.tag == 0 && !claim.too_far {
+        if claim.tag == 0 && !claim.batch && !claim.too_far {
             used.counters.add(counter!(seen), 1);
             used.counters.lose(Loss::NoArrival);
             return None;
         }
     }
-    let claim = if claim.tag == 0 && !claim.too_far {
+    let claim = if claim.tag == 0 && !claim.batch && !claim.too_far {
         if goes_on(&used, size, answered) {
             return None;
         }
@@ -235,22 +235,45 @@ extern "C" fn claim_for(socket: *mut Socket, place: u32, newest: u64, now_ns: u6
     if socket.role == ROLE_ACCEPTED {
         let request = if socket.pending_lane == place { socket.pending_tag } else { 0 };
         let id = u64::from(socket.id);
+        verify(place, request);
         *claim = lane.claim_response(now_ns, random, id, request, socket.upstream, newest);
         socket.upstream = claim.usual;
     } else {
+        predict(place, socket.upstream);
         *claim = lane.claim_request(now_ns, random, socket.upstream, newest);
         socket.downstream = claim.downstream as u32;
     }
     0
 }
 
-/// Takes what the lane at `place` has read in a direction, for the multiplexed connection of this number.
+/// [`Lane::predict`](smp_agent_abi::lane::Lane::predict) of the lane at `place`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn drain_for(place: u32, direction: u32, id: u32, drained: *mut Drained) -> u32 {
+extern "C" fn predict(place: u32, upstream: u64) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.predict(upstream);
+    }
+    0
+}
+
+/// [`Lane::verify`](smp_agent_abi::lane::Lane::verify) of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn verify(place: u32, request: u64) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.verify(request);
+    }
+    0
+}
+
+/// Takes what the lane at `place` has read in a direction, for a write of so many bytes to the multiplexed connection of
+/// this number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drain_for(place: u32, direction: u32, id: u32, bytes: u64, drained: *mut Drained) -> u32 {
     // SAFETY: null, or of this type: the verifier checks the callers.
     if let (Some(lane), Some(drained)) = (lane::at(place), unsafe { drained.as_mut() }) {
-        *drained = lane.drain(direction as usize, u64::from(id) | BATCH);
+        *drained = lane.drain(direction as usize, u64::from(id), bytes);
     }
     0
 }
@@ -282,6 +305,7 @@ fn from_latest(
     let expected = if accepted { turn == TURN_READING } else { size > RECORD_BYTES };
     if latest.arrival_ns.load() != 0 && expected {
         let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
+        lane.note_latest(used.outbound() as usize);
         return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
     }
     if expected {
@@ -358,7 +382,7 @@ fn on_multiplexed(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> 
         return None;
     }
     let mut drained = Drained::default();
-    drain_for(current.place, used.outbound() as u32, used.socket.id, &mut drained);
+    drain_for(current.place, used.outbound() as u32, used.socket.id, size as u64, &mut drained);
     let socket = used.socket;
     socket.turn = TURN_WRITING;
     let count = drained.singles + drained.batches;

@@ -16,6 +16,7 @@
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
 //! right too.
 
+mod bytes;
 mod detour;
 mod own;
 mod prompt;
@@ -26,6 +27,7 @@ use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
 use crate::pending::{BATCH, Claim, ENTRIES, Pending, position_of, tag_at};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
+use bytes::Flow;
 pub use own::Move;
 use prompt::Prompt;
 pub use several::Latest;
@@ -56,8 +58,8 @@ pub struct Lane<W> {
     turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
     writing: W,
-    /// Where the responses that were read since the last writes began, by the number of the loop's rounds, and that.
-    rounds: [W; ROUNDS],
+    /// Where, in each set, what was read since the last writes began, by the number of the loop's rounds, and that.
+    rounds: [[W; 2]; ROUNDS],
     round: W,
     /// Position before which responses are stale, and up to which no later one can be claimed.
     stale: W,
@@ -83,6 +85,8 @@ pub struct Lane<W> {
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     prompt: Prompt<W>,
+    /// What multiplexed connections have brought and carried on, by direction.
+    flows: [Flow<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
     order: [Order<W>; ORDER_SIZES],
 }
@@ -123,6 +127,7 @@ impl<W: Word> Lane<W> {
             upstream.usual.store(tag);
         }
         self.note_read(REQUEST, tag);
+        self.note_to_write(REQUEST);
         Some(tag)
     }
 
@@ -144,6 +149,7 @@ impl<W: Word> Lane<W> {
             self.upstreams.give_back(upstream);
         }
         self.note_read(RESPONSE, tag);
+        self.note_to_write(RESPONSE);
         Some(tag)
     }
 
@@ -202,6 +208,9 @@ impl<W: Word> Lane<W> {
         self.upstreams.take(upstream);
         let set = &self.pending[REQUEST];
         let (turn, order) = self.look(REQUEST);
+        if let Some(claim) = self.rest_of_segment(REQUEST) {
+            return claim;
+        }
         let next_downstream = set.next_in_order();
         let habit = set.blur(order.habit() as u64);
         let place = self.upstreams.get(upstream);
@@ -213,13 +222,8 @@ impl<W: Word> Lane<W> {
             _ => 0,
         };
         let mut foreseen = set.blur(foreseen);
-        if !first {
-            if set.live.load() > 1 && self.shared.load() == 0 {
-                self.predict(upstream);
-            }
-            if self.is_prompt() {
-                foreseen = self.prefer_fresh(REQUEST, foreseen, self.fresh(REQUEST));
-            }
+        if !first && self.is_prompt() {
+            foreseen = self.prefer_fresh(REQUEST, foreseen, self.fresh(REQUEST));
         }
         self.prompt.note_written();
         let by_chance = set.blur(u64::from(!first && self.by_chance(habit, order, random)));
@@ -230,6 +234,9 @@ impl<W: Word> Lane<W> {
             // tunnel gives no answers of its own, and what is foreseen for it is not certain while it is learned.
             let end = if claim.tag == foreseen && habit == Habit::Pool as u64 { 0 } else { turn.end };
             self.note_asked(claim.tag, upstream, end);
+        }
+        if claim.batch {
+            self.begin_segment(REQUEST, &claim, set.bytes_of(claim.tag));
         }
         Claim { downstream: next_downstream, ..claim }
     }
@@ -259,6 +266,9 @@ impl<W: Word> Lane<W> {
     ) -> Claim {
         let set = &self.pending[RESPONSE];
         let (turn, order) = self.look(RESPONSE);
+        if let Some(claim) = self.rest_of_segment(RESPONSE) {
+            return Claim { usual, ..claim };
+        }
         let next_downstream = set.next_in_order();
         let (pooled, upstream, asked_ns) = match self.pending[REQUEST].remembered(request) {
             Some(entry) => (entry.pooled.load(), entry.upstream.load(), entry.read_ns.load()),
@@ -283,7 +293,6 @@ impl<W: Word> Lane<W> {
         let habit = set.blur(order.habit() as u64);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let mut foreseen = in_turn(upstream);
-        self.verify(request);
         if self.is_prompt() {
             let linked = self.upstreams.get(upstream).map_or(0, |upstream| upstream.response.load());
             foreseen = self.prefer_fresh(RESPONSE, set.blur(linked), self.fresh(RESPONSE));
@@ -291,10 +300,19 @@ impl<W: Word> Lane<W> {
         self.prompt.note_written();
         let choice = Choice { foreseen, newest, by_chance, random };
         let claim = Self::take(set, choice, turn, self.patient(now_ns));
+        if claim.batch {
+            self.begin_segment(RESPONSE, &claim, set.bytes_of(claim.tag));
+        }
         // Believed until a response is written that it has not brought: what was taken tells less, in large turns most
         // pairs are wrong while a habit is learned.
         let usual = if in_turn(usual) == 0 { claim.upstream } else { usual };
         Claim { downstream: next_downstream, usual, ..claim }
+    }
+
+    /// The place of this round of the loop in [`Lane::rounds`].
+    #[inline(always)]
+    fn this_round(&self) -> usize {
+        self.round.load().wrapping_sub(1) as usize % ROUNDS
     }
 
     /// Says that something was read: a turn begins with it, or it belongs to the latest.
@@ -311,8 +329,9 @@ impl<W: Word> Lane<W> {
         }
         if self.writing.load() != 0 {
             let begin = &self.rounds[self.round.fetch_add(1) as usize % ROUNDS];
-            self.stale.store(begin.load());
-            begin.store(self.pending[RESPONSE].tail.load());
+            self.stale.store(begin[RESPONSE].load());
+            begin[REQUEST].store(self.pending[REQUEST].tail.load());
+            begin[RESPONSE].store(self.pending[RESPONSE].tail.load());
         }
         self.writing.store(0);
         self.turn_read_ns.store(read_ns);
@@ -452,6 +471,7 @@ impl<W: Word> Lane<W> {
         self.continued_ns.store(0);
         self.latest.iter().for_each(Latest::forget);
         self.prompt.forget();
+        self.flows.iter().for_each(Flow::forget);
         self.shared.store(0);
         self.gone.store(0);
         self.waiting_on.iter().for_each(|count| count.store(0));

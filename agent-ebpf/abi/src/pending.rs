@@ -48,7 +48,8 @@ pub struct Entry<W> {
     tag: W,
     pub(crate) arrival_ns: W,
     pub(crate) read_ns: W,
-    /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits.
+    /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits. Of
+    /// what was read together with others [`BATCH`] and its bytes.
     pub(crate) downstream: W,
     /// Which thread read it last, where threads share the set. Where they do not, of a request: name of the connection
     /// that a prompt proxy has written it to, 0 if none was foreseen.
@@ -95,7 +96,8 @@ pub struct Claim {
     pub downstream: u64,
     /// Orphans that were too old and were ended on the way.
     pub expired: u64,
-    /// True if it was read together with others ([`BATCH`]): it was not counted as seen then.
+    /// True if it was read together with others ([`BATCH`]): it was not counted as seen then. Others may have the same
+    /// stamps; those that do not come first have no tag.
     pub batch: bool,
     /// True if there may be a message behind more ended entries than a claim may pass over.
     pub too_far: bool,
@@ -163,7 +165,8 @@ impl<W: Word> Pending<W> {
             }
         }
         self.in_order.store(position);
-        if position < tail { self.entry(position).downstream.load() } else { 0 }
+        let downstream = if position < tail { self.entry(position).downstream.load() } else { 0 };
+        if downstream & BATCH == 0 { downstream } else { 0 }
     }
 
     /// The tag of the message at `position`, if it is live.

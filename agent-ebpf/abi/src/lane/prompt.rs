@@ -40,8 +40,10 @@ pub struct Prompt<W> {
     evidence: [W; 2],
     /// Position of the oldest message of the latest turn that can be claimed, by direction.
     front: [W; 2],
-    /// Tag of what the thread has read last, in the direction of that; 0 in the other one, and after a write.
+    /// Tag of what the thread has read last, in the direction of that; 0 in the other one.
     read_last: [W; 2],
+    /// 1 once it has written after that.
+    written: W,
 }
 
 impl<W: Word> Prompt<W> {
@@ -74,7 +76,7 @@ impl<W: Word> Prompt<W> {
     /// Says that the thread has written.
     #[inline(always)]
     pub(super) fn note_written(&self) {
-        self.read_last.iter().for_each(|tag| tag.store(0));
+        self.written.store(1);
     }
 }
 
@@ -91,12 +93,15 @@ impl<W: Word> Lane<W> {
     pub fn note_read(&self, direction: usize, tag: u64) {
         self.prompt.read_last[direction & 1].store(tag);
         self.prompt.read_last[direction & 1 ^ 1].store(0);
+        self.prompt.written.store(0);
     }
 
     /// Says that a message is about to be read; the latest turn is over before that (`in_turn` is false) or goes on.
     #[inline(always)]
     pub(super) fn note_next(&self, in_turn: bool) {
-        self.prompt.note(AT_ONCE, self.read_last(REQUEST) | self.read_last(RESPONSE) != 0);
+        let left =
+            |direction: usize| self.pending[direction].is_claimable(self.prompt.read_last[direction].load());
+        self.prompt.note(AT_ONCE, left(REQUEST) || left(RESPONSE));
         if !in_turn {
             self.prompt.note(SAME_TURN, self.front(REQUEST) | self.front(RESPONSE) != 0);
             for direction in 0..2 {
@@ -116,12 +121,13 @@ impl<W: Word> Lane<W> {
         set.blur(if last != 0 && at_once { last } else { self.front(direction) })
     }
 
-    /// Tag of what the thread has read last, if that can be claimed; else 0.
+    /// Tag of what the thread has read last, if that can be claimed and nothing was written since; else 0.
     #[inline(always)]
     fn read_last(&self, direction: usize) -> u64 {
         let last = self.prompt.read_last[direction].load();
         let set = &self.pending[direction];
-        set.blur(if set.is_claimable(last) { last } else { 0 })
+        let stands = self.prompt.written.load() == 0 && set.is_claimable(last);
+        set.blur(if stands { last } else { 0 })
     }
 
     /// Tag of the oldest message of the latest turn that can be claimed; 0 if there is none.
@@ -151,14 +157,19 @@ impl<W: Word> Lane<W> {
         let set = &self.pending[direction];
         let recent = position_of(foreseen) >= self.turn_start[direction].load()
             && self.prompt.evidence[AT_ONCE].load() < BELIEVED
-            || foreseen == self.prompt.read_last[direction].load();
+            || foreseen == self.read_last(direction);
         let stands = recent && set.is_claimable(foreseen);
         set.blur(if stands || fresh == 0 { foreseen } else { fresh })
     }
 
-    /// Notes which requests would have been written to this connection by either habit.
+    /// Notes which requests are written to this connection now by either habit, where several wait; before that is
+    /// claimed.
     #[inline(always)]
-    pub(super) fn predict(&self, upstream: u64) {
+    pub fn predict(&self, upstream: u64) {
+        let first = self.upstreams.get(upstream).is_some_and(|place| place.carries.load() == 0);
+        if first || self.shared.load() != 0 || self.pending[REQUEST].live.load() < 2 {
+            return;
+        }
         for (habit, tag) in [self.read_last(REQUEST), self.front(REQUEST)].into_iter().enumerate() {
             if tag != 0 {
                 let thread = &self.pending[REQUEST].of(tag).thread;
@@ -170,9 +181,9 @@ impl<W: Word> Lane<W> {
     }
 
     /// Compares what either habit foresaw for this request with the response that it foresees now, as that is written to
-    /// where the request is from.
+    /// where the request is from; before it is claimed.
     #[inline(always)]
-    pub(super) fn verify(&self, request: u64) {
+    pub fn verify(&self, request: u64) {
         let Some(entry) = self.pending[REQUEST].remembered(request) else { return };
         let foreseen = entry.thread.load();
         if foreseen == 0 || self.shared.load() != 0 {

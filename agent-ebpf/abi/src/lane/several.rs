@@ -1,7 +1,7 @@
 //! Connections that carry several messages at once: how they are found, and what a write to one takes.
 
-use super::{Lane, RESPONSE};
-use crate::pending::Drained;
+use super::{Lane, RESPONSE, ROUNDS};
+use crate::pending::{BATCH, Drained};
 use crate::word::Word;
 
 /// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
@@ -45,12 +45,17 @@ impl<W: Word> Latest<W> {
 }
 
 impl<W: Word> Lane<W> {
-    /// Takes every message for a write to a multiplexed connection: see [`Pending::drain`].
+    /// Takes the messages that a write of so many bytes to the multiplexed connection of this number carries on: see
+    /// [`Pending::drain`].
     #[inline(always)]
-    pub fn drain(&self, direction: usize, mark: u64) -> Drained {
+    pub fn drain(&self, direction: usize, id: u64, bytes: u64) -> Drained {
+        let direction = direction & 1;
         self.writing.store(1);
-        self.writes[direction & 1].add(1);
-        self.pending[direction & 1].drain(mark)
+        self.writes[direction].add(1);
+        let most = self.most(direction, id, bytes);
+        let round_before = self.this_round().wrapping_sub(1) % ROUNDS;
+        let recent = self.rounds[round_before][direction].load();
+        self.pending[direction].drain(id | BATCH, most, recent)
     }
 
     /// How many writes of a direction there were so far that may have carried something on.

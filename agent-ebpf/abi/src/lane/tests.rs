@@ -3,6 +3,7 @@
 
 extern crate std;
 
+mod bytes;
 mod churn;
 mod kernel;
 mod recent;
@@ -43,6 +44,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         gone: AtomicU64::default(),
         latest: Default::default(),
         prompt: Prompt::default(),
+        flows: Default::default(),
         order: Default::default(),
     })
 }

@@ -1,6 +1,6 @@
 //! Messages of connections that carry several at once: each is what one segment brought, and may have been none.
 
-use super::{CLAIMED, DROPPED, LIVE, Pending, STATE_BITS, tag};
+use super::{CLAIMED, DROPPED, LIVE, Pending, tag};
 use crate::word::Word;
 
 /// Marks what was read together with other messages: which it was, and whether it was one, is not known.
@@ -26,15 +26,16 @@ pub struct Drained {
 }
 
 impl<W: Word> Pending<W> {
-    /// Takes every message, up to [`DRAIN`] of them, for the connection of that mark. Returns where they lie: some in
+    /// Takes every message, up to so many of them from the position `recent` on and [`DRAIN`] at a time, for the connection of that mark. Returns where they lie: some in
     /// between may not be its own, see [`Pending::drained`].
     #[inline(always)]
-    pub(crate) fn drain(&self, mark: u64) -> Drained {
+    pub(crate) fn drain(&self, mark: u64, most: u64, recent: u64) -> Drained {
         let tail = self.tail.load();
         let start = self.clear_front();
         let mut drained = Drained { start, end: start, singles: 0, batches: 0 };
         for _ in 0..DRAIN {
-            if drained.end >= tail {
+            let enough = drained.end >= recent && drained.singles + drained.batches >= most;
+            if drained.end >= tail || enough {
                 break;
             }
             let position = drained.end;
@@ -62,10 +63,16 @@ impl<W: Word> Pending<W> {
         own.then(|| (entry.arrival_ns.load(), entry.read_ns.load()))
     }
 
-    /// Adds what was read together with others. Returns its position.
+    /// Adds so many bytes that were read together. Returns their tag.
     #[inline(always)]
-    pub fn push_batch(&self, arrival_ns: u64, read_ns: u64) -> Option<u64> {
-        self.push(arrival_ns, read_ns, BATCH, 0).map(|pushed| pushed >> STATE_BITS)
+    pub(crate) fn push_batch(&self, arrival_ns: u64, read_ns: u64, bytes: u32) -> Option<u64> {
+        self.push(arrival_ns, read_ns, BATCH | u64::from(bytes), 0)
+    }
+
+    /// How many bytes were read with the message of this tag, and together with others.
+    #[inline(always)]
+    pub(crate) fn bytes_of(&self, pushed_tag: u64) -> u64 {
+        self.of(pushed_tag).downstream.load() & u64::from(u32::MAX)
     }
 
     /// Forgets the oldest messages before the position `stale` that were read together with others: they were none.

@@ -156,10 +156,12 @@ impl Kernel {
         let socket = &mut self.sockets[id];
         let claim = if outbound == RESPONSE {
             let (own, request) = (u64::from(socket.id), socket.pending_tag);
+            self.lane.verify(request);
             let claim = self.lane.claim_response(now_ns, random, own, request, socket.upstream, newest);
             socket.upstream = claim.usual;
             claim
         } else {
+            self.lane.predict(socket.upstream);
             let claim = self.lane.claim_request(now_ns, random, socket.upstream, newest);
             socket.downstream = claim.downstream as u32;
             claim

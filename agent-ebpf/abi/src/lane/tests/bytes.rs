@@ -1,0 +1,92 @@
+//! Connections that carry several messages at once: which segment a write carries on, and which share of the messages.
+
+use super::*;
+
+const REQUEST_BYTES: u64 = 100;
+const RESPONSE_BYTES: u64 = 250;
+
+/// A write to an opened connection that the proxy keeps: when what it carries on was read.
+fn write_request(lane: &Lane<AtomicU64>, upstream: u64, now_ns: u64) -> u64 {
+    let claim = lane.claim_request(now_ns, 7, upstream, 0);
+    if claim.read_ns == 0 {
+        // As `from_latest` of the program.
+        lane.note_latest(REQUEST);
+        return lane.latest[REQUEST].read_ns.load(Relaxed);
+    }
+    claim.read_ns
+}
+
+/// Reads a segment of so many requests.
+fn read_requests(lane: &Lane<AtomicU64>, count: u64, now_ns: u64) {
+    let bytes = count * REQUEST_BYTES;
+    lane.begin_turn(now_ns, now_ns);
+    lane.forget_stale(REQUEST);
+    lane.push_segment(REQUEST, now_ns, now_ns, bytes as u32).unwrap();
+    lane.latest[REQUEST].note(1, now_ns, now_ns);
+}
+
+/// A proxy that writes a turn late: each segment is read before the messages of the one before it are written.
+#[test]
+fn a_segment_is_carried_on_by_as_many_writes_as_it_has_messages() {
+    let lane = lane();
+    let mut random = Random(11);
+    let upstreams: Vec<_> = (0..8).map(|_| lane.connect()).collect();
+    let (mut earlier, mut right, mut all) = ((0, 0), 0, 0);
+    for turn in 1..500u64 {
+        let now_ns = turn * 1000;
+        let count = 1 + random.below(8) as u64;
+        read_requests(&lane, count, now_ns);
+        let (written, read_ns) = earlier;
+        for place in 0..written {
+            let found_ns = write_request(&lane, upstreams[place as usize], now_ns + 10 + place);
+            // The size of a message is learned meanwhile.
+            if turn > 50 {
+                right += u64::from(found_ns == read_ns);
+                all += 1;
+            }
+        }
+        earlier = (count, now_ns);
+    }
+    assert!(right * 100 >= all * 95, "{right} of {all}");
+}
+
+/// Two connections whose responses are read in turn, and which are each written to once.
+#[test]
+fn a_write_takes_its_share_where_another_connection_has_one() {
+    let lane = lane();
+    let set = &lane.pending[RESPONSE];
+    let upstream = lane.connect();
+    let mut random = Random(5);
+    let (mut taken, mut read) = ([0; 2], [0; 2]);
+    for turn in 1..400u64 {
+        let now_ns = turn * 1000;
+        let counts = [1 + random.below(4) as u64, 1 + random.below(4) as u64];
+        for place in 0..counts[0] + counts[1] {
+            lane.push_response(now_ns, now_ns + place, upstream, 0).unwrap();
+        }
+        for (place, count) in counts.into_iter().enumerate() {
+            let drained = lane.drain(RESPONSE, 10 + place as u64, count * RESPONSE_BYTES);
+            taken[place] += drained.singles;
+            read[place] += count;
+        }
+        assert!(set.live.load(Relaxed) <= 4, "{} are left", set.live.load(Relaxed));
+    }
+    // The first one does not take all that there is.
+    assert!(taken[0].abs_diff(read[0]) * 10 <= read[0], "{taken:?} of {read:?}");
+}
+
+/// One connection alone takes all there is, whatever the length of its write.
+#[test]
+fn a_write_takes_all_where_no_other_connection_has_a_share() {
+    let lane = lane();
+    let upstream = lane.connect();
+    // From here on the connection before is forgotten.
+    for turn in 1..200u64 {
+        let now_ns = turn * 1000;
+        (0..3).for_each(|place| {
+            lane.push_response(now_ns, now_ns + place, upstream, 0).unwrap();
+        });
+        let drained = lane.drain(RESPONSE, 9, 1 + turn % 7);
+        assert!(drained.singles == 3 || turn < 100, "{drained:?}");
+    }
+}
