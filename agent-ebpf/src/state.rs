@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Direction, NO_PROXY, ROLE_ACCEPTED, ROLE_OPENED, Socket, TURN_NONE, TURN_READING,
+    Direction, NO_PROXY, ROLE_ACCEPTED, ROLE_OPENED, SHARED, Socket, TURN_NONE, TURN_READING, TURN_WRITING,
 };
 use smp_agent_abi::opening::OPENING_NEW;
 
@@ -93,9 +93,12 @@ fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     if socket.pending_tag != 0 {
         let lane = lane::at(socket.pending_lane)?;
         if socket.role == ROLE_ACCEPTED {
-            // Nobody is left to have asked.
-            if lane.pending[Direction::Request as usize].end(socket.pending_tag) {
+            if socket.turn == TURN_WRITING && socket.owner & SHARED == 0 {
+                // It was answered, so another one was taken for it, whose own write is still to come.
+                lane.pending[Direction::Request as usize].orphan(socket.pending_tag);
+            } else if lane.pending[Direction::Request as usize].end(socket.pending_tag) {
                 counters.add(counter!(pending), LESS_ONE);
+                // Nobody is left to have asked.
                 counters.add(counter!(unmatched), 1);
             } else if socket.turn == TURN_READING {
                 let ended = lane.leave(socket.pending_tag);

@@ -10,7 +10,9 @@
 //! the connection of the request before (tunnels). A response follows its request back: it is the one that came on
 //! the connection the request was written to.
 //!
-//! Where work moves between threads, they share a lane and there are no turns: see [`shared`].
+//! A proxy that writes on what it has read before it looks for more leaves no turn behind, but what waits: see [`prompt`].
+//! Where work moves between threads, they share a lane and there are no turns: see [`shared`]. What connections with
+//! several messages at once bring is handed out by its bytes: see [`bytes`].
 //!
 //! Where no habit holds, the oldest entry of the turn is taken with the probability that the order between the two
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread

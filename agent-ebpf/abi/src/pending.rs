@@ -52,7 +52,7 @@ pub struct Entry<W> {
     /// what was read together with others [`BATCH`] and its bytes.
     pub(crate) downstream: W,
     /// Which thread read it last, where threads share the set. Where they do not, of a request: name of the connection
-    /// that a prompt proxy has written it to, 0 if none was foreseen.
+    /// that a prompt proxy has written it to, and by which habits; 0 if none was foreseen.
     pub(crate) thread: W,
     /// Of a request: name of the connection it took off the stack, 0 if none was free.
     pub(crate) pooled: W,

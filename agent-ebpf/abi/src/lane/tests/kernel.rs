@@ -197,6 +197,8 @@ impl Kernel {
         socket.pending_tag = 0;
         if tag != 0 && role == ROLE_OPENED {
             self.lane.pending[RESPONSE].orphan(tag);
+        } else if tag != 0 && turn == TURN_WRITING && !self.shared {
+            self.lane.pending[REQUEST].orphan(tag);
         } else if tag != 0 && self.lane.pending[REQUEST].end(tag) {
             self.end(1);
         } else if turn == TURN_READING {
