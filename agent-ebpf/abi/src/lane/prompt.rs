@@ -84,8 +84,7 @@ impl<W: Word> Lane<W> {
     /// Whether this thread writes on what it has read before it looks for more.
     #[inline(always)]
     pub(super) fn is_prompt(&self) -> bool {
-        let [at_once, same_turn] = &self.prompt.evidence;
-        at_once.load().max(same_turn.load()) >= BELIEVED && self.shared.load() == 0
+        self.prompt.evidence[AT_ONCE].load() >= BELIEVED && self.shared.load() == 0
     }
 
     /// Says that a message was read, or more of one that was read before.
