@@ -81,7 +81,8 @@ impl<W: Word> Prompt<W> {
 }
 
 impl<W: Word> Lane<W> {
-    /// Whether this thread writes on what it has read before it looks for more.
+    /// Whether this thread writes each message on before it looks for more. That each turn is written before the next is no
+    /// sign: Envoy's look so, too (agent/DECISIONS.md, 24).
     #[inline(always)]
     pub(super) fn is_prompt(&self) -> bool {
         self.prompt.evidence[AT_ONCE].load() >= BELIEVED && self.shared.load() == 0
