@@ -108,8 +108,7 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING && !end_record(&mut used, before, arrival_ns) {
         opening::read_more(&used, arrival_ns, now_ns);
-        if used.socket.owner & SHARED == 0
-            && used.socket.pending_tag != 0
+        if used.socket.pending_tag != 0
             && let Some(lane) = lane::at(used.socket.pending_lane)
         {
             lane.note_read(used.inbound() as usize, used.socket.pending_tag);

@@ -147,13 +147,13 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     if turn == TURN_UNKNOWN {
         // It may be in the middle of a message: that keeps its place among the others and gets no latency.
         claim.arrival_ns = 0;
-        if claim.tag == 0 && !claim.batch && !claim.too_far {
+        if claim.is_nothing() {
             used.counters.add(counter!(seen), 1);
             used.counters.lose(Loss::NoArrival);
             return None;
         }
     }
-    let claim = if claim.tag == 0 && !claim.batch && !claim.too_far {
+    let claim = if claim.is_nothing() {
         if goes_on(&used, size, answered) {
             return None;
         }

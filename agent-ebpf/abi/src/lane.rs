@@ -10,7 +10,7 @@
 //! the connection of the request before (tunnels). A response follows its request back: it is the one that came on
 //! the connection the request was written to.
 //!
-//! A proxy that writes on what it has read before it looks for more leaves no turn behind, but what waits: see [`prompt`].
+//! A proxy that writes each message on before it reads the next leaves behind only what waits: see [`prompt`].
 //! Where work moves between threads, they share a lane and there are no turns: see [`shared`]. What connections with
 //! several messages at once bring is handed out by its bytes: see [`bytes`].
 //!
@@ -225,7 +225,8 @@ impl<W: Word> Lane<W> {
         };
         let mut foreseen = set.blur(foreseen);
         if !first && self.is_prompt() {
-            foreseen = self.prefer_fresh(REQUEST, foreseen, self.fresh(REQUEST));
+            let last = self.read_last(REQUEST);
+            foreseen = set.blur(if last == 0 { foreseen } else { last });
         }
         self.prompt.note_written();
         let by_chance = set.blur(u64::from(!first && self.by_chance(habit, order, random)));
@@ -297,7 +298,8 @@ impl<W: Word> Lane<W> {
         let mut foreseen = in_turn(upstream);
         if self.is_prompt() {
             let linked = self.upstreams.get(upstream).map_or(0, |upstream| upstream.response.load());
-            foreseen = self.prefer_fresh(RESPONSE, set.blur(linked), self.fresh(RESPONSE));
+            let last = self.read_last(RESPONSE);
+            foreseen = set.blur(if last == 0 { linked } else { last });
         }
         self.prompt.note_written();
         let choice = Choice { foreseen, newest, by_chance, random };
@@ -325,7 +327,7 @@ impl<W: Word> Lane<W> {
             return;
         }
         let in_turn = self.writing.load() == 0 && arrival_ns <= self.turn_read_ns.load();
-        self.note_next(in_turn);
+        self.note_next();
         if in_turn {
             return;
         }

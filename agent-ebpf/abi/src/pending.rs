@@ -52,7 +52,7 @@ pub struct Entry<W> {
     /// what was read together with others [`BATCH`] and its bytes.
     pub(crate) downstream: W,
     /// Which thread read it last, where threads share the set. Where they do not, of a request: name of the connection
-    /// that a prompt proxy has written it to, and by which habits; 0 if none was foreseen.
+    /// that a prompt proxy has written it to, 0 if none was foreseen.
     pub(crate) thread: W,
     /// Of a request: name of the connection it took off the stack, 0 if none was free.
     pub(crate) pooled: W,
@@ -101,6 +101,14 @@ pub struct Claim {
     pub batch: bool,
     /// True if there may be a message behind more ended entries than a claim may pass over.
     pub too_far: bool,
+}
+
+impl Claim {
+    /// True if nothing was found, and there is nothing.
+    #[inline(always)]
+    pub const fn is_nothing(&self) -> bool {
+        self.tag == 0 && !self.batch && !self.too_far
+    }
 }
 
 impl<W: Word> Pending<W> {

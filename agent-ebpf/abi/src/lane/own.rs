@@ -150,7 +150,7 @@ impl<W: Word> Lane<W> {
         if position_of(request) < self.answered.load()
             || state == CLAIMED && !at_server
             || by_pool == 0 && self.has_response_for(downstream, usual)
-            || state == CLAIMED && self.is_prompt() && self.fresh(RESPONSE) != 0
+            || state == CLAIMED && self.is_prompt() && self.read_last(RESPONSE) != 0
         {
             return None;
         }

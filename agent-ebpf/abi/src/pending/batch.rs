@@ -26,8 +26,8 @@ pub struct Drained {
 }
 
 impl<W: Word> Pending<W> {
-    /// Takes every message, up to so many of them from the position `recent` on and [`DRAIN`] at a time, for the connection of that mark. Returns where they lie: some in
-    /// between may not be its own, see [`Pending::drained`].
+    /// Takes every message for the connection of that mark, up to `most` of them from the position `recent` on and
+    /// [`DRAIN`] at a time. Returns where they lie: some in between may not be its own, see [`Pending::drained`].
     #[inline(always)]
     pub(crate) fn drain(&self, mark: u64, most: u64, recent: u64) -> Drained {
         let tail = self.tail.load();
