@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 const CONNECTIONS: usize = 8;
 const EACH: usize = 40;
-/// Connections of the load that wakes every worker.
+/// Connections that wake every worker, each asking after the one before was answered: their messages are told apart.
 const WAKERS: usize = 16;
 const REQUESTS: f64 = (CONNECTIONS * EACH) as f64;
 
@@ -42,7 +42,7 @@ fn detour(
     go(&scene)?;
     // What was read from a connection that has closed, and went nowhere, is given up at its thread's next message.
     thread::sleep(Duration::from_millis(100));
-    scene.ask(WAKERS, 4, "/plain", "200")?;
+    scene.wake(WAKERS, 4)?;
     let after = daemon.quiet()?;
     let mut came = after.since(&before);
     came[0] -= 4.0 * WAKERS as f64;
@@ -71,7 +71,7 @@ fn assert_crossed_once(
     let each = EACH as f64;
     let one = detour(&format!("{name}-1"), start, left, |scene| go(scene, 1));
     let [requests, responses, unmatched, local, _] = one.expect("a measurement");
-    // Those who wake the workers come 16 at a time and are counted too: two of their messages may be misjudged.
+    // Health checks go on meanwhile: two messages may be misjudged.
     for (what, count, of) in
         [("requests", requests, each), ("responses", responses, each), ("unmatched", unmatched, 0.0)]
     {
@@ -143,7 +143,7 @@ fn clients_that_leave_take_their_requests_with_them() {
     ] {
         let came = detour(name, start, 0.0, |scene| scene.leave(COUNT));
         let [requests, _, unmatched, ..] = came.expect("a measurement");
-        // A message or two of those who wake the workers may be taken for one of theirs.
+        // A message or two may be misjudged.
         assert!((COUNT as f64 - requests).abs() <= 2.0, "{name}: {requests} requests");
         assert!(unmatched <= 4.0, "{name}: {unmatched} unmatched");
     }

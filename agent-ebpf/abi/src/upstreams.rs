@@ -38,6 +38,8 @@ pub struct Upstream<W> {
     pub(crate) response: W,
     /// Tag of the request that was written to it last.
     pub(crate) carries: W,
+    /// Tag of the latest request written to it where that came from has been written to since.
+    pub(crate) served: W,
     /// While that waits for its response: the position behind the turn it is from, as another one of that turn may
     /// have been meant; [`NOWHERE`] if whoever asked has gone. 0 while nothing waits.
     pub(crate) asked: W,
@@ -91,6 +93,7 @@ impl<W: Word> Upstreams<W> {
             &place.usual,
             &place.response,
             &place.carries,
+            &place.served,
             &place.asked,
             &place.held[4],
         ] {

@@ -127,6 +127,18 @@ impl Scene {
         })
     }
 
+    /// Opens so many connections, which come to all of a proxy's workers, and asks on one after the other, so often.
+    pub fn wake(&self, connections: usize, count: usize) -> Result<()> {
+        self.bed.client.within(|| {
+            let mut open = (0..connections).map(|_| Connection::open()).collect::<Result<Vec<_>>>()?;
+            for place in 0..count * connections {
+                let got = open[place % connections].ask("/plain", &format!("wake-{place}"))?;
+                ensure!(got == "200", "{got} instead of 200");
+            }
+            Ok(())
+        })
+    }
+
     /// Asks so many times for what takes the server 200 ms, and leaves after 50 ms.
     pub fn leave(&self, count: usize) -> Result<()> {
         self.bed.client.within(|| {

@@ -328,6 +328,26 @@ fn a_message_that_arrived_after_the_first_read_is_of_a_later_turn() {
     }
 }
 
+/// One that goes nowhere is not taken for the next, nor that for the one after it.
+#[test]
+fn a_response_left_over_is_passed() {
+    let lane = lane();
+    let connections = [lane.connect(), lane.connect(), lane.connect()];
+    for round in 1..100 {
+        let now_ns = round * 100;
+        let (downstream, upstream) = (round % 2 + 1, connections[round as usize % 2]);
+        let request = lane.push_request(now_ns, now_ns, downstream, 0).unwrap();
+        if round % 20 == 10 {
+            lane.push_response(now_ns + 10, now_ns + 10, connections[2], 0).unwrap();
+        }
+        assert_eq!(lane.claim_request(now_ns + 20, 0, upstream, 0).tag, request);
+        let response = lane.push_response(now_ns + 30, now_ns + 30, upstream, 0).unwrap();
+        let claim = lane.claim_response(now_ns + 40, 0, downstream, request, 0, 0);
+        assert_eq!(claim.tag, response, "in round {round}");
+    }
+    assert_eq!(lane.pending[RESPONSE].live.load(Relaxed), 0);
+}
+
 /// Threads that share a lane: what one of them has read last and another has not read on.
 #[test]
 fn a_thread_finds_what_it_has_read_last() {

@@ -15,14 +15,25 @@ const TUNNEL: (Timing, Writes, Pool) = (Timing::NextTurn, Writes::Shuffled, Pool
 const RANDOM: (Timing, Writes, Pool) = (Timing::NextTurn, Writes::Shuffled, Pool::Queue);
 const ALL: [(Timing, Writes, Pool); 6] = [IN_ORDER[0], IN_ORDER[1], IN_ORDER[2], ENVOY, TUNNEL, RANDOM];
 
-const NONE: Churn =
-    Churn { local: 0, abort: 0, dropped: 0, close: 0, probe: 0, late: 0, parts: 0, rest: 0, handed: 0 };
+const NONE: Churn = Churn {
+    local: 0,
+    abort: 0,
+    dropped: 0,
+    close: 0,
+    probe: 0,
+    copy: 0,
+    late: 0,
+    parts: 0,
+    rest: 0,
+    handed: 0,
+};
 const EVERYTHING: Churn = Churn {
     local: 30,
     abort: 10,
     dropped: 5,
     close: 20,
     probe: 3,
+    copy: 10,
     late: 5,
     parts: 100,
     rest: 20,
@@ -77,6 +88,17 @@ fn assert_recovers(kind: (Timing, Writes, Pool), clients: usize, churn: Churn, s
     world.wake();
     let after = shares(&mut world, 400);
     assert!(both_above(after, 0.97), "{kind:?}: {after:?} after {churn:?}");
+}
+
+/// Latencies are right again while the load goes on.
+fn assert_goes_on(kind: (Timing, Writes, Pool), clients: usize, churn: Churn, seed: u64) {
+    let mut world = world(kind, clients, NONE, seed);
+    world.run(1000);
+    world.plan.churn = churn;
+    world.run(300);
+    world.plan.churn = NONE;
+    let _learned = shares(&mut world, 200);
+    assert_mean_within(&world, 0.05);
 }
 
 fn any_of(kinds: &'static [(Timing, Writes, Pool)]) -> impl Strategy<Value = (Timing, Writes, Pool)> + use<> {
@@ -137,6 +159,16 @@ proptest! {
     #[test]
     fn late_writes_leave_nothing(kind in any_of(&IN_ORDER), clients in 1usize..24, seed: u64) {
         assert_recovers(kind, clients, Churn { late: 5, parts: 100, ..NONE }, seed);
+    }
+
+    #[test]
+    fn load_is_right_after_copies(kind in any_of(&ALL[..5]), clients in 2usize..10, seed: u64) {
+        assert_goes_on(kind, clients, Churn { copy: 300, ..NONE }, seed);
+    }
+
+    #[test]
+    fn load_is_right_after_everything(kind in any_of(&ALL[..5]), clients in 2usize..10, seed: u64) {
+        assert_goes_on(kind, clients, EVERYTHING, seed);
     }
 
     /// Messages whose rest comes later do not put out those that come between.

@@ -47,6 +47,8 @@ pub(super) struct Churn {
     pub close: usize,
     /// The proxy sends a request of its own, whose response goes nowhere.
     pub probe: usize,
+    /// A copy of the request goes to a server of its own, the response to which goes nowhere.
+    pub copy: usize,
     /// A message is written one turn late.
     pub late: usize,
     /// A message comes, and goes on, in two parts.
@@ -73,6 +75,7 @@ enum Event {
     /// To the client of this number, if that is still the same connection.
     Response(Id, usize, Id),
     Probed(Id),
+    Copied(Id),
 }
 
 /// What is to be written on a socket, with its cause and when that was read.
@@ -100,6 +103,8 @@ pub(super) struct World {
     idle: bool,
     /// A free connection chosen when the request was read.
     chosen: HashMap<usize, Id>,
+    /// Free connections to the server of copies.
+    copies: Vec<Id>,
     /// What was read of messages whose rest is to come.
     begun: HashMap<Id, Option<(Tag, u64)>>,
     pub right: [u64; 2],
@@ -128,6 +133,7 @@ impl World {
             work: std::vec![Vec::new(); plan.threads],
             idle: false,
             chosen: HashMap::new(),
+            copies: Vec::new(),
             begun: HashMap::new(),
             right: [0; 2],
             wrong: [0; 2],
@@ -233,7 +239,7 @@ impl World {
         let tid = thread as u32 + 1;
         let socket = match event {
             Event::Request(client) => self.clients[client],
-            Event::Response(socket, ..) | Event::Probed(socket) => socket,
+            Event::Response(socket, ..) | Event::Probed(socket) | Event::Copied(socket) => socket,
         };
         let read_ns = self.now_ns;
         let tag = self.kernel.read(socket, tid, arrival_ns, read_ns);
@@ -244,7 +250,7 @@ impl World {
         let mut cause = tag.map(|tag| (tag, read_ns));
         if let Some(begun) = self.begun.remove(&socket) {
             cause = begun;
-        } else if !matches!(event, Event::Probed(_)) && self.chance(self.plan.churn.rest) {
+        } else if !matches!(event, Event::Probed(_) | Event::Copied(_)) && self.chance(self.plan.churn.rest) {
             self.begun.insert(socket, cause);
             self.later(20_000, event);
             return None;
@@ -277,6 +283,10 @@ impl World {
             }
             Event::Probed(socket) => {
                 self.kernel.close(socket);
+                None
+            }
+            Event::Copied(socket) => {
+                self.copies.push(socket);
                 None
             }
         }
@@ -313,6 +323,12 @@ impl World {
         match work {
             Work::Forward(client, cause) => {
                 self.compare(cause, written);
+                if self.chance(self.plan.churn.copy) {
+                    let copy = self.copies.pop().unwrap_or_else(|| self.kernel.connect());
+                    self.now_ns += 900;
+                    self.kernel.write(copy, tid, random, self.now_ns);
+                    self.later(40_000, Event::Copied(copy));
+                }
                 let asker = self.clients[client];
                 let abort = self.chance(self.plan.churn.abort);
                 if abort {
