@@ -20,6 +20,7 @@
 
 mod bytes;
 mod detour;
+mod left;
 mod own;
 mod prompt;
 mod several;
@@ -43,10 +44,6 @@ const ROUNDS: usize = 4;
 
 /// How many ended messages behind a stale one are passed over at once.
 const STALE_STEPS: usize = 4;
-
-/// In turns of so many messages of a direction what follows from the habits is trusted against the order of the turns.
-/// While a habit is learned in larger ones most pairs are wrong.
-const FEW: u64 = 4;
 
 /// What one thread has read and not yet written on.
 #[derive(Debug)]
@@ -300,16 +297,11 @@ impl<W: Word> Lane<W> {
         let habit = set.blur(order.habit() as u64);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
         let mut foreseen = in_turn(upstream);
-        let few = turn.end - turn.start <= FEW;
-        if foreseen == 0 && few && self.is_left_over(turn.oldest) {
-            foreseen = set.blur(self.response_since(upstream, asked_ns));
+        if foreseen == 0 {
+            foreseen = self.past_left_over(turn, upstream, asked_ns);
         }
-        let passed = set.front();
-        let is_over = passed < turn.oldest && few && self.is_left_over(passed);
-        let ended = set.blur(u64::from(is_over && set.end(tag_at(passed))));
-        if let Some(place) = self.upstreams.get(upstream) {
-            place.served.store(request);
-        }
+        let ended = self.end_left_over(turn);
+        self.note_served(request, upstream);
         if self.is_prompt() {
             let linked = self.upstreams.get(upstream).map_or(0, |upstream| upstream.response.load());
             let last = self.read_last(RESPONSE);
@@ -377,24 +369,6 @@ impl<W: Word> Lane<W> {
         self.past_stale.store(position);
         let found = position < set.tail.load() && set.is_claimable(tag_at(position));
         set.blur(if found { position } else { head })
-    }
-
-    /// Whether the response at this position is one that nobody waits for: where it should have gone was written to with
-    /// another, or the connection it came on was never written to. Left to be the oldest it would be taken in place of
-    /// the next, that in place of the one after it, and so on for ever.
-    #[inline(always)]
-    fn is_left_over(&self, position: u64) -> bool {
-        let set = &self.pending[RESPONSE];
-        let name = set.blur(set.entry(position).upstream.load());
-        self.upstreams.get(name).is_some_and(|place| place.served.load() == place.carries.load())
-    }
-
-    /// Tag of the response that came on the connection of this name, if it was read at `read_ns` or later; else 0.
-    #[inline(always)]
-    fn response_since(&self, name: u64, read_ns: u64) -> u64 {
-        let set = &self.pending[RESPONSE];
-        let tag = set.blur(self.upstreams.get(name).map_or(0, |place| place.response.load()));
-        if set.is_live(tag) && set.of(tag).read_ns.load() >= read_ns { tag } else { 0 }
     }
 
     /// The turn of the oldest message in a set, and how its habits hold. Notes whether the order holds between the
