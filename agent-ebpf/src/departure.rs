@@ -12,7 +12,7 @@ use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_HELD, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED,
     Segment, Socket, series,
 };
-use smp_agent_abi::pending::{BATCH, DRAIN};
+use smp_agent_abi::pending::{BATCH, DRAIN, DRAIN_STEPS};
 use smp_agent_abi::upstreams::Held;
 use smp_agent_abi::word::Word as _;
 
@@ -24,8 +24,23 @@ use crate::offsets::{
 };
 use crate::word::Atomic;
 
-/// Writes may join before the first leaves.
-const MOST_DRAINED: u64 = DRAIN as u64;
+/// What awaits its departure together, while it is recorded.
+#[repr(C)]
+struct Together {
+    /// The next position in its lane to look at, and that behind the last.
+    position: u64,
+    end: u64,
+    /// What its messages are marked with.
+    mark: u64,
+    /// How many of them were not come to yet.
+    left: u64,
+    write_ns: u64,
+    departure_ns: u64,
+    lane: u32,
+    proxy_slot: u32,
+    /// 1 if it was written to an accepted connection.
+    response: u64,
+}
 
 /// `net_dev_start_xmit(skb, dev)`: a packet goes to the device, after its queue.
 #[btf_tracepoint(function = "net_dev_start_xmit")]
@@ -67,12 +82,13 @@ fn on_departure(skb: *const c_void) -> Option<()> {
         }
         return None;
     }
+    // Before the look into the packet, which takes a microsecond where its headers have left the caches.
+    // SAFETY: no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
     if !carries(skb, socket.departing_seq)? {
         return None;
     }
     let counters = Counters::of(socket.proxy_slot)?;
-    // SAFETY: no precondition.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
     if socket.departing_class == CLASS_DRAINED {
         return record_drained(socket, &counters, now_ns);
     }
@@ -89,33 +105,57 @@ fn on_departure(skb: *const c_void) -> Option<()> {
 #[inline(always)]
 fn record_drained(socket: &mut Socket, counters: &Counters, departure_ns: u64) -> Option<()> {
     socket.departing_class = CLASS_NONE;
-    let lane = lane::at(socket.lane)?;
-    let direction = socket_direction(socket);
-    let set = &lane.pending[direction as usize];
-    let mark = u64::from(socket.id) | BATCH;
-    let mut left = u64::from(socket.drained_count);
-    for back in 0..MOST_DRAINED {
-        let position = socket.drained_start + back;
-        if position >= socket.drained_end {
+    let mut together = Together {
+        position: socket.drained_start,
+        end: socket.drained_end,
+        mark: u64::from(socket.id) | BATCH,
+        left: u64::from(socket.drained_count),
+        write_ns: socket.departing_write_ns,
+        departure_ns,
+        lane: socket.lane,
+        proxy_slot: socket.proxy_slot,
+        response: u64::from(socket.role == ROLE_ACCEPTED),
+    };
+    // Writes may have joined before the first one left.
+    for _ in 0..DRAIN_STEPS {
+        if together.position < together.end {
+            record_some(&mut together);
+        }
+    }
+    counters.add(counter!(departing), together.left.wrapping_neg());
+    counters.lose_many(Loss::NoDeparture, together.left);
+    Some(())
+}
+
+/// Completes up to [`DRAIN`] of the crossings that wait together. A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_some(together: *mut Together) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(together) = (unsafe { together.as_mut() }) else { return 0 };
+    let (Some(lane), Some(counters)) = (lane::at(together.lane), Counters::of(together.proxy_slot)) else {
+        return 0;
+    };
+    let direction = if together.response == 0 { Direction::Request } else { Direction::Response };
+    let set = &lane.pending[together.response as usize & 1];
+    for _ in 0..DRAIN {
+        if together.position >= together.end {
             break;
         }
-        let Some((arrival_ns, read_ns)) = set.drained(position, mark) else { continue };
+        let found = set.drained(together.position, together.mark);
+        together.position += 1;
+        let Some((arrival_ns, read_ns)) = found else { continue };
         counters.add(counter!(departing), LESS_ONE);
-        left = set.blur(left.wrapping_sub(1));
+        together.left = set.blur(together.left.wrapping_sub(1));
         if arrival_ns == 0 {
             counters.lose(Loss::NoArrival);
             continue;
         }
         counters.add(counter!(ambiguous), 1);
-        add_crossing(
-            socket.proxy_slot,
-            direction,
-            [arrival_ns, read_ns, socket.departing_write_ns, departure_ns],
-        );
+        let stamps = [arrival_ns, read_ns, together.write_ns, together.departure_ns];
+        add_crossing(together.proxy_slot, direction, stamps);
     }
-    counters.add(counter!(departing), left.wrapping_neg());
-    counters.lose_many(Loss::NoDeparture, left);
-    Some(())
+    0
 }
 
 /// Gives up on what awaits its departure on `socket`: it will not be seen.

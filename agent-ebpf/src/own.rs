@@ -35,11 +35,13 @@ pub extern "C" fn follows_own_read(socket: *const Socket) -> u32 {
     1 + u32::from(lane.latest[inbound].records.load() != 0)
 }
 
-/// Says that a control record was seen on a connection.
+/// Says that a control record of so many bytes was written to a connection, or read, whose messages are in the lane at
+/// `place`.
 #[inline(always)]
-pub fn note_record(socket: &mut Socket) {
-    socket.records = socket.records.saturating_add(1);
-    if let Some(lane) = lane::at(socket.pending_lane) {
+pub fn note_record(socket: &mut Socket, place: u32, bytes: usize, written: bool) {
+    if socket.note_record(bytes, written)
+        && let Some(lane) = lane::at(place)
+    {
         lane.latest[usize::from(socket.role != ROLE_ACCEPTED)].records.add(1);
     }
 }

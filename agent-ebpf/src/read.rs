@@ -6,8 +6,8 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Loss, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket,
-    TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN, is_record,
+    Loss, MOST_STARVED, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, SHARED_WEIGHT,
+    STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN, is_empty_frame, is_record,
 };
 use smp_agent_abi::word::Word as _;
 
@@ -112,6 +112,7 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
             && let Some(lane) = lane::at(used.socket.pending_lane)
         {
             lane.note_read(used.inbound() as usize, used.socket.pending_tag);
+            lane.latest[used.inbound() as usize].more_ns.store(now_ns);
         }
         return note_reader(&used);
     }
@@ -131,13 +132,13 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     let latest = &current.lane.latest[used.inbound() as usize];
     let starved = latest.note(u64::from(used.socket.id), 0, now_ns);
     // Below `MULTIPLEXED` here, or it were a batch.
-    let weight = match latest.several.load() {
+    let weight = match current.lane.latest[0].several.load() | current.lane.latest[1].several.load() {
         _ if current.shared => SHARED_WEIGHT,
         0 => STARVED_WEIGHT,
         _ => OTHERS_WEIGHT,
     };
     let evidence = used.socket.multiplexed.saturating_sub(1);
-    used.socket.multiplexed = evidence + (starved as u32).min(NOTED as u32) * weight;
+    used.socket.multiplexed = evidence + (starved as u32).min(MOST_STARVED) * weight;
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;
@@ -172,16 +173,18 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
 fn end_record(used: &mut Used<'_>, before: u32, arrival_ns: u64) -> bool {
     let inbound = used.inbound() as usize;
     let socket = &mut *used.socket;
-    if socket.pending_tag == 0 || !is_record(before.wrapping_sub(socket.start_seq) as usize, socket.records) {
+    let bytes = before.wrapping_sub(socket.start_seq) as usize;
+    if socket.pending_tag == 0 || !is_record(bytes, socket.records) {
         return false;
     }
     let Some(lane) = lane::at(socket.pending_lane) else { return false };
     let set = &lane.pending[inbound];
     let Some(read_ns) = set.read_ns(socket.pending_tag) else { return false };
-    if arrival_ns <= read_ns || !set.end(socket.pending_tag) {
+    // What arrived before may be the rest of a message that is read in parts.
+    if arrival_ns <= read_ns && !is_empty_frame(bytes) || !set.end(socket.pending_tag) {
         return false;
     }
-    note_record(socket);
+    note_record(socket, socket.pending_lane, bytes, false);
     used.counters.add(counter!(pending), LESS_ONE);
     used.counters.add(counter!(local), 1);
     true
@@ -196,7 +199,9 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
     let socket = used.socket;
     if socket.pending_tag != 0 {
         // From before it was known.
-        if set.end(socket.pending_tag) {
+        let ended =
+            lane::at(socket.pending_lane).is_some_and(|lane| lane.pending[inbound].end(socket.pending_tag));
+        if ended {
             used.counters.add(counter!(pending), LESS_ONE);
             used.counters.add(counter!(unmatched), 1);
         }
@@ -224,12 +229,16 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
     let writes = current.lane.writes(inbound) as u32;
     let is_left = if current.shared { writes != socket.batch_writes } else { is_short(before, socket) };
     socket.batch_writes = writes;
+    let mut forgotten = false;
     if is_left {
         for back in 0..NOTED as u64 {
             if socket.batch_start + back < socket.batch_end {
-                set.forget(socket.batch_start + back);
+                forgotten |= set.forget(socket.batch_start + back);
             }
         }
+    }
+    if forgotten {
+        note_record(socket, current.place, before.wrapping_sub(socket.start_seq) as usize, false);
     }
     socket.start_seq = before;
     let (mut first, mut last, mut latest_ns) = (u64::MAX, 0, arrival_ns);

@@ -8,8 +8,9 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, Direction, Loss, RECORD_BYTES, ROLE_ACCEPTED,
-    Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING, is_record,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, CONTINUED_BYTES, CONTINUED_WEIGHT, Direction,
+    Loss, RECORD_BYTES, ROLE_ACCEPTED, SHARED, Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
+    is_record,
 };
 use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
 use smp_agent_abi::pending::{Claim, Drained};
@@ -84,7 +85,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     let follows = follows_own_read(used.socket);
     if follows != 0 && is_record(size, follows - 1) {
-        note_record(used.socket);
+        note_record(used.socket, used.socket.pending_lane, size, true);
         count_local(&used);
         if used.socket.role != ROLE_ACCEPTED {
             // SAFETY: no precondition.
@@ -95,7 +96,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     // Only the first write after a read starts a message: the rest are its continuation.
     let turn = used.socket.turn;
     if turn == TURN_WRITING {
-        note_continued(used.socket);
+        note_continued(sk, used.socket, size);
         return None;
     }
     if turn == TURN_OWN && is_own_answer(used.socket) {
@@ -273,7 +274,20 @@ extern "C" fn verify(place: u32, request: u64) -> u32 {
 extern "C" fn drain_for(place: u32, direction: u32, id: u32, bytes: u64, drained: *mut Drained) -> u32 {
     // SAFETY: null, or of this type: the verifier checks the callers.
     if let (Some(lane), Some(drained)) = (lane::at(place), unsafe { drained.as_mut() }) {
-        *drained = lane.drain(direction as usize, u64::from(id), bytes);
+        *drained = lane.drain(direction as usize, u64::from(id), bytes, |drained| {
+            drain_some(place, direction, drained);
+        });
+    }
+    0
+}
+
+/// [`Lane::drain_some`](smp_agent_abi::lane::Lane::drain_some) of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn drain_some(place: u32, direction: u32, drained: *mut Drained) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    if let (Some(lane), Some(drained)) = (lane::at(place), unsafe { drained.as_mut() }) {
+        lane.drain_some(direction as usize, drained);
     }
     0
 }
@@ -329,14 +343,23 @@ fn from_latest(
 
 /// One more write to an opened connection that was not read since, although requests wait: it may have carried them.
 #[inline(always)]
-fn note_continued(socket: &Socket) {
-    if socket.role != ROLE_ACCEPTED
-        && let Some(lane) = lane::at(socket.lane)
-        && lane.pending[Direction::Request as usize].any_live()
-    {
-        // SAFETY: no precondition.
-        lane.note_continued(unsafe { bpf_ktime_get_ns() });
+fn note_continued(sk: *const c_void, socket: &mut Socket, size: usize) -> Option<()> {
+    if socket.role == ROLE_ACCEPTED {
+        return None;
     }
+    let lane = lane::at(socket.lane)?;
+    if !lane.pending[Direction::Request as usize].any_live() {
+        return None;
+    }
+    // SAFETY: no precondition.
+    lane.note_continued(unsafe { bpf_ktime_get_ns() });
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let written = unsafe { field::<u32>(tcp(sk)?, &TCP_WRITE_SEQ) }.wrapping_sub(socket.departing_seq);
+    let more = lane.latest[Direction::Request as usize].more_ns.load() > socket.departing_write_ns;
+    if socket.owner & SHARED == 0 && written as usize + size <= CONTINUED_BYTES && !more {
+        socket.multiplexed += CONTINUED_WEIGHT;
+    }
+    Some(())
 }
 
 /// Ends the response that a write to the connection `upstream` comes from: see `Lane::go_on`. 1 if it did.
@@ -379,6 +402,7 @@ fn on_multiplexed(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> 
         && !current.shared
         && lane.has_just_read(used.inbound() as usize, u64::from(used.socket.id))
     {
+        note_record(used.socket, current.place, size, true);
         return None;
     }
     let mut drained = Drained::default();

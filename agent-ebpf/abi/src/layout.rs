@@ -187,6 +187,13 @@ pub const fn is_record(bytes: usize, records: u32) -> bool {
     bytes <= RECORD_BYTES || records > 0 && bytes <= 128 * FRAME + 29 && updates != 0
 }
 
+/// Whether so many bytes are a frame of HTTP/2 without content, in plain or in a record of TLS 1.3 or 1.2: settings that are
+/// acknowledged, or none (RFC 9113 6.5).
+#[inline(always)]
+pub const fn is_empty_frame(bytes: usize) -> bool {
+    matches!(bytes, 9 | 31 | 38)
+}
+
 /// From here up a socket is taken to carry several messages at once. Threads that hand over work let writes find
 /// nothing too, most while that is not known of them: after that the count starts anew.
 pub const MULTIPLEXED: u32 = 256;
@@ -194,7 +201,21 @@ pub const MULTIPLEXED: u32 = 256;
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;
 
-/// The same where another connection of its side is known to carry several messages at once.
+/// After one read at most so many such writes count; where messages come one at a time there are a few.
+pub const MOST_STARVED: u32 = 64;
+
+/// What one more write to an opened connection adds to that which was not read since its last message, although requests
+/// wait and nothing was read that could belong to that message.
+pub const CONTINUED_WEIGHT: u32 = 16;
+/// A message of more bytes may be sent in several calls: `HAProxy` sends the head of an upload first.
+pub const CONTINUED_BYTES: usize = 1024;
+
+/// From so many control records on a connection is taken to carry several messages at once. HTTP/2 begins with that many
+/// (settings and their acknowledgement, RFC 9113 3.4); only more show that there are some between messages. One may be a
+/// proxy's word to its client to go on (`100 Continue`, RFC 9110 10.1.1), or a message that was misjudged.
+pub const RECORDS_OF_OPENING: u32 = 2;
+
+/// The same where another connection of its lane is known to carry several messages at once.
 pub const OTHERS_WEIGHT: u32 = 64;
 
 /// The same where threads share the lane: a write may find nothing for other reasons there, but not one for each read.
@@ -304,6 +325,23 @@ pub struct Socket {
     pub reserved: u32,
 }
 
+impl Socket {
+    /// Notes a control record of so many bytes that was written to it, or read. Returns whether it may have stood between
+    /// messages.
+    ///
+    /// One written to an opened connection is enough: what was read there before has not gone on, and where messages come
+    /// one at a time none is written before that.
+    #[inline(always)]
+    pub const fn note_record(&mut self, bytes: usize, written: bool) -> bool {
+        self.records = self.records.saturating_add(1);
+        let certain = written && self.role == ROLE_OPENED || is_empty_frame(bytes);
+        if self.records >= RECORDS_OF_OPENING || certain {
+            self.multiplexed = MULTIPLEXED;
+        }
+        self.records > RECORDS_OF_OPENING
+    }
+}
+
 /// Marks the owner of a lane as a process whose threads share it. Thread ids have 22 bits (`PID_MAX_LIMIT` of the
 /// kernel's include/linux/threads.h).
 pub const SHARED: u32 = 1 << 31;
@@ -334,3 +372,6 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ProcessEvent {}
 }
+
+#[cfg(test)]
+mod tests;

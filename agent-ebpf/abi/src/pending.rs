@@ -6,7 +6,7 @@
 mod batch;
 
 use crate::word::Word;
-pub use batch::{BATCH, DRAIN, Drained};
+pub use batch::{BATCH, DRAIN, DRAIN_STEPS, Drained};
 
 /// Entries in one set. Connections per thread that can have a message inside the proxy at the same instant.
 pub const ENTRIES: usize = 1024;
@@ -314,13 +314,14 @@ impl<W: Word> Pending<W> {
         ended
     }
 
-    /// Ends the oldest message, if it stands before `end` and at most [`CLEAR_STEPS`] ended ones before it. Whether it
-    /// did.
+    /// Ends the oldest message that was read alone, if it stands before `end` and at most [`CLEAR_STEPS`] others before it.
+    /// Whether it did.
     #[inline(always)]
     pub(crate) fn end_oldest(&self, end: u64) -> bool {
         let head = self.clear_front();
         for ahead in 0..CLEAR_STEPS as u64 {
-            if head + ahead < end && self.end(tag(head + ahead, LIVE)) {
+            let single = head + ahead < end && !self.is_batch(head + ahead);
+            if single && self.end(tag(head + ahead, LIVE)) {
                 return true;
             }
         }

@@ -5,7 +5,7 @@
 //! segment would carry the rest of them on from that. Messages of one direction of a lane are taken to be much alike.
 
 use super::Lane;
-use crate::pending::{Claim, DRAIN, position_of};
+use crate::pending::{Claim, ENTRIES, position_of};
 use crate::word::Word;
 
 /// With so many control records seen in a lane, bytes do not tell messages: `HAProxy` has one between each two.
@@ -107,7 +107,7 @@ impl<W: Word> Lane<W> {
         flow.last.store(id);
         flow.written.add(bytes, 0);
         if others == 0 || !self.bytes_tell() || self.shared.load() != 0 {
-            return DRAIN as u64;
+            return ENTRIES as u64;
         }
         // A quarter of a message more than whole ones is none: messages differ a little.
         (flow.written.messages_x256(bytes) + 191) >> 8

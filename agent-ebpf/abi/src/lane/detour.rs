@@ -27,7 +27,7 @@ impl<W: Word> Lane<W> {
         let position = if at_once { newest } else { responses.clear_front() };
         let tag = tag_at(position);
         // Of several that wait, any may go on: what was written for no request may be the proxy's own then.
-        if at_once && responses.live.load() != 1 {
+        if at_once && responses.live.load() != 1 || responses.is_batch(position) {
             return false;
         }
         if !at_once && responses.state_at(position) != ORPHAN || !responses.end(tag) {

@@ -225,7 +225,9 @@ impl<W: Word> Lane<W> {
         let Move { position, above, .. } = *moved;
         let given = set.entry(position).pooled.load();
         // Given back since, it would have been taken all the same.
-        let passed = self.response_ns(given) > moved.read_ns || set.state_at(position) == DROPPED;
+        let passed = self.response_ns(given) > moved.read_ns
+            || set.state_at(position) == DROPPED
+            || set.is_batch(position);
         if passed && position != moved.first {
             return;
         }

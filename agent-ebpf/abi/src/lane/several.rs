@@ -1,7 +1,7 @@
 //! Connections that carry several messages at once: how they are found, and what a write to one takes.
 
 use super::{Lane, RESPONSE, ROUNDS};
-use crate::pending::{BATCH, Drained};
+use crate::pending::{BATCH, DRAIN_STEPS, Drained};
 use crate::word::Word;
 
 /// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
@@ -21,6 +21,8 @@ pub struct Latest<W> {
     pub several: W,
     /// Control records seen on connections that are read in this direction.
     pub records: W,
+    /// When more was read of a message that was read in part, ns.
+    pub more_ns: W,
 }
 
 impl<W: Word> Latest<W> {
@@ -45,17 +47,30 @@ impl<W: Word> Latest<W> {
 }
 
 impl<W: Word> Lane<W> {
-    /// Takes the messages that a write of so many bytes to the multiplexed connection of this number carries on: see
-    /// [`Pending::drain`].
+    /// Takes the messages that a write of so many bytes to the multiplexed connection of this number carries on. `step`
+    /// does [`Lane::drain_some`].
     #[inline(always)]
-    pub fn drain(&self, direction: usize, id: u64, bytes: u64) -> Drained {
+    pub fn drain(&self, direction: usize, id: u64, bytes: u64, step: impl Fn(&mut Drained)) -> Drained {
         let direction = direction & 1;
         self.writing.store(1);
         self.writes[direction].add(1);
         let most = self.most(direction, id, bytes);
         let round_before = self.this_round().wrapping_sub(1) % ROUNDS;
         let recent = self.rounds[round_before][direction].load();
-        self.pending[direction].drain(id | BATCH, most, recent)
+        let start = self.pending[direction].clear_front();
+        let mut drained = Drained { start, end: start, mark: id | BATCH, most, recent, ..Drained::default() };
+        for _ in 0..DRAIN_STEPS {
+            if drained.done == 0 {
+                step(&mut drained);
+            }
+        }
+        drained
+    }
+
+    /// One step of taking the messages that a write to a multiplexed connection carries on.
+    #[inline(always)]
+    pub fn drain_some(&self, direction: usize, drained: &mut Drained) {
+        self.pending[direction & 1].drain(drained);
     }
 
     /// How many writes of a direction there were so far that may have carried something on.
@@ -75,8 +90,10 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     pub fn has_just_read(&self, direction: usize, id: u64) -> bool {
         let other = direction & 1 ^ 1;
+        let latest = &self.latest[direction & 1];
         self.writing.load() == 0
-            && self.latest[direction & 1].id.load() == id
+            && latest.id.load() == id
+            && latest.read_ns.load() >= self.latest[other].read_ns.load()
             && self.pending[other].front() >= self.turn_start[other].load()
     }
 

@@ -6,8 +6,12 @@ use crate::word::Word;
 /// Marks what was read together with other messages: which it was, and whether it was one, is not known.
 pub const BATCH: u64 = 1 << 63;
 
-/// How many messages one write of a multiplexed connection may carry on.
+/// How many messages one step looks at that takes those which a write of a multiplexed connection carries on.
 pub const DRAIN: usize = 16;
+
+/// How many such steps a write may take. Envoy writes the requests of all its clients that one round of its loop has
+/// read to one connection at once.
+pub const DRAIN_STEPS: usize = 16;
 
 /// How many entries at the front are looked at for what was no message; more than one read adds.
 const FORGET_STEPS: usize = 16;
@@ -23,26 +27,34 @@ pub struct Drained {
     pub singles: u64,
     /// Messages that were read together with others.
     pub batches: u64,
+    /// What the messages are marked with that are its own.
+    pub(crate) mark: u64,
+    /// How many it may take from the position `recent` on.
+    pub(crate) most: u64,
+    pub(crate) recent: u64,
+    /// 1 once there is no more to take.
+    pub done: u64,
 }
 
 impl<W: Word> Pending<W> {
-    /// Takes every message for the connection of that mark, up to `most` of them from the position `recent` on and
-    /// [`DRAIN`] at a time. Returns where they lie: some in between may not be its own, see [`Pending::drained`].
+    /// One step of taking every message for the connection of that mark, up to `most` of them from the position `recent`
+    /// on: looks at up to [`DRAIN`]. Those taken lie between `start` and `end`: some in between may not be its own, see
+    /// [`Pending::drained`].
     #[inline(always)]
-    pub(crate) fn drain(&self, mark: u64, most: u64, recent: u64) -> Drained {
+    pub(crate) fn drain(&self, drained: &mut Drained) {
         let tail = self.tail.load();
-        let start = self.clear_front();
-        let mut drained = Drained { start, end: start, singles: 0, batches: 0 };
+        let mut done = 0;
         for _ in 0..DRAIN {
-            let enough = drained.end >= recent && drained.singles + drained.batches >= most;
+            let enough = drained.end >= drained.recent && drained.singles + drained.batches >= drained.most;
             if drained.end >= tail || enough {
+                done = 1;
                 break;
             }
             let position = drained.end;
             drained.end += 1;
             if self.take(tag(position, LIVE)) != 0 {
                 let entry = self.entry(position);
-                entry.upstream.store(mark);
+                entry.upstream.store(drained.mark);
                 let batch = entry.downstream.load() >> BATCH.trailing_zeros();
                 drained.batches += batch;
                 drained.singles += 1 - batch;
@@ -52,7 +64,7 @@ impl<W: Word> Pending<W> {
         drained.end = self.blur(drained.end);
         drained.singles = self.blur(drained.singles);
         drained.batches = self.blur(drained.batches);
-        drained
+        drained.done = self.blur(done);
     }
 
     /// When the message at this position arrived and was read, if the connection of that mark drained it.
@@ -61,6 +73,12 @@ impl<W: Word> Pending<W> {
         let entry = self.entry(position);
         let own = entry.tag.load() == tag(position, CLAIMED) && entry.upstream.load() == mark;
         own.then(|| (entry.arrival_ns.load(), entry.read_ns.load()))
+    }
+
+    /// Whether the message at this position was read together with others.
+    #[inline(always)]
+    pub(crate) fn is_batch(&self, position: u64) -> bool {
+        self.entry(position).downstream.load() & BATCH != 0
     }
 
     /// Adds so many bytes that were read together. Returns their tag.
@@ -83,18 +101,17 @@ impl<W: Word> Pending<W> {
             if head + ahead >= stale {
                 break;
             }
-            self.forget(head + ahead);
+            let _was_there = self.forget(head + ahead);
         }
     }
 
-    /// Forgets the message at this position, if it was read together with others and nobody has claimed it.
+    /// Forgets the message at this position, if it was read together with others and nobody has claimed it. Whether it did.
     #[inline(always)]
-    pub fn forget(&self, position: u64) {
+    pub fn forget(&self, position: u64) -> bool {
         let entry = self.entry(position);
-        if entry.downstream.load() & BATCH != 0
-            && entry.tag.swap_if(tag(position, LIVE), tag(position, DROPPED))
-        {
-            self.live.add(u64::MAX);
-        }
+        let forgotten =
+            self.is_batch(position) && entry.tag.swap_if(tag(position, LIVE), tag(position, DROPPED));
+        self.live.add(if forgotten { u64::MAX } else { 0 });
+        forgotten
     }
 }

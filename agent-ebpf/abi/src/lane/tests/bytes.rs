@@ -1,6 +1,7 @@
 //! Connections that carry several messages at once: which segment a write carries on, and which share of the messages.
 
 use super::*;
+use crate::pending::{DRAIN, DRAIN_STEPS, Drained};
 
 const REQUEST_BYTES: u64 = 100;
 const RESPONSE_BYTES: u64 = 250;
@@ -26,6 +27,11 @@ fn read_requests(lane: &Lane<AtomicU64>, count: u64, now_ns: u64) {
 }
 
 /// A proxy that writes a turn late: each segment is read before the messages of the one before it are written.
+/// What a write of so many bytes to the multiplexed connection of this number takes of the responses.
+fn drain(lane: &Lane<AtomicU64>, id: u64, bytes: u64) -> Drained {
+    lane.drain(RESPONSE, id, bytes, |drained| lane.drain_some(RESPONSE, drained))
+}
+
 #[test]
 fn a_segment_is_carried_on_by_as_many_writes_as_it_has_messages() {
     let lane = lane();
@@ -65,7 +71,7 @@ fn a_write_takes_its_share_where_another_connection_has_one() {
             lane.push_response(now_ns, now_ns + place, upstream, 0).unwrap();
         }
         for (place, count) in counts.into_iter().enumerate() {
-            let drained = lane.drain(RESPONSE, 10 + place as u64, count * RESPONSE_BYTES);
+            let drained = drain(&lane, 10 + place as u64, count * RESPONSE_BYTES);
             taken[place] += drained.singles;
             read[place] += count;
         }
@@ -86,7 +92,19 @@ fn a_write_takes_all_where_no_other_connection_has_a_share() {
         (0..3).for_each(|place| {
             lane.push_response(now_ns, now_ns + place, upstream, 0).unwrap();
         });
-        let drained = lane.drain(RESPONSE, 9, 1 + turn % 7);
+        let drained = drain(&lane, 9, 1 + turn % 7);
         assert!(drained.singles == 3 || turn < 100, "{drained:?}");
     }
+}
+
+#[test]
+fn a_write_takes_all_that_a_round_has_read() {
+    let lane = lane();
+    let many = (DRAIN * DRAIN_STEPS) as u64;
+    for place in 0..many {
+        let _pushed = lane.push_segment(RESPONSE, 1_000, 1_010 + place, 100);
+    }
+    let drained = drain(&lane, 9, 100 * many);
+    assert_eq!((drained.start, drained.end, drained.batches), (0, many, many));
+    assert_eq!(drain(&lane, 9, 100).batches, 0);
 }

@@ -1,0 +1,23 @@
+use super::*;
+
+/// What a connection of this role says after control records of so many bytes, each written or not.
+fn after(role: u32, records: &[(usize, bool)]) -> (bool, bool) {
+    let mut socket = Socket { role, ..Socket::default() };
+    let mut between = false;
+    for &(bytes, written) in records {
+        between = socket.note_record(bytes, written);
+    }
+    (socket.multiplexed >= MULTIPLEXED, between)
+}
+
+#[test]
+fn control_records_show_that_a_connection_carries_several_messages() {
+    // 100 Continue, and what seems one.
+    assert_eq!(after(ROLE_ACCEPTED, &[(25, true)]), (false, false));
+    assert_eq!(after(ROLE_OPENED, &[(38 + 4, false)]), (false, false));
+    // What is written before the response has gone on; acknowledged settings.
+    assert_eq!(after(ROLE_OPENED, &[(13, true)]), (true, false));
+    assert_eq!(after(ROLE_ACCEPTED, &[(9, false)]), (true, false));
+    assert_eq!(after(ROLE_ACCEPTED, &[(55, true), (13, false)]), (true, false));
+    assert_eq!(after(ROLE_ACCEPTED, &[(55, true), (13, false), (13, false)]), (true, true));
+}
