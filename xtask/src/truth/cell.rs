@@ -326,14 +326,15 @@ impl Measured {
         let bounds = document.as_ref().map(|it| gate.bounds(cell.proxy, cell.protocol, &it.matching));
         let mut failures = Vec::new();
         if let (Some(document), Some(bounds)) = (&document, bounds) {
-            failures.extend(document.matching.failures(wire, bounds));
+            failures.extend(document.matching.failures(wire, cell.connections, bounds));
             failures.extend(wrong_local(cell.protocol.local(load.requests), document.matching.local));
         }
         let mut paths = Vec::new();
         for (end, pid, latencies) in proxies {
             for (direction, wire) in Direction::ALL.into_iter().zip(latencies) {
                 let comparisons = if let (Some(document), Some(bounds)) = (&document, bounds) {
-                    let (comparisons, wrong) = document.compare(*pid, direction, wire, bounds);
+                    let (comparisons, wrong) =
+                        document.compare(*pid, direction, wire, cell.connections, bounds);
                     failures.extend(wrong);
                     comparisons
                 } else {
