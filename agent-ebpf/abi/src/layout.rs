@@ -210,9 +210,8 @@ pub const CONTINUED_WEIGHT: u32 = 16;
 /// A message of more bytes may be sent in several calls: `HAProxy` sends the head of an upload first.
 pub const CONTINUED_BYTES: usize = 1024;
 
-/// From so many control records on a connection is taken to carry several messages at once. HTTP/2 begins with that many
-/// (settings and their acknowledgement, RFC 9113 3.4); only more show that there are some between messages. One may be a
-/// proxy's word to its client to go on (`100 Continue`, RFC 9110 10.1.1), or a message that was misjudged.
+/// From so many control records on a connection is taken to carry several messages at once, as one is read. HTTP/2 begins
+/// with that many (settings and their acknowledgement, RFC 9113 3.4); only more show that there are some between messages.
 pub const RECORDS_OF_OPENING: u32 = 2;
 
 /// The same where another connection of its lane is known to carry several messages at once.
@@ -330,12 +329,13 @@ impl Socket {
     /// messages.
     ///
     /// One written to an opened connection is enough: what was read there before has not gone on, and where messages come
-    /// one at a time none is written before that.
+    /// one at a time none is written before that. One written to an accepted connection may be a short answer of the
+    /// proxy's own.
     #[inline(always)]
     pub const fn note_record(&mut self, bytes: usize, written: bool) -> bool {
         self.records = self.records.saturating_add(1);
-        let certain = written && self.role == ROLE_OPENED || is_empty_frame(bytes);
-        if self.records >= RECORDS_OF_OPENING || certain {
+        let several = if written { self.role == ROLE_OPENED } else { self.records >= RECORDS_OF_OPENING };
+        if several || is_empty_frame(bytes) {
             self.multiplexed = MULTIPLEXED;
         }
         self.records > RECORDS_OF_OPENING
