@@ -71,14 +71,18 @@ fn assert_crossed_once(
     let each = EACH as f64;
     let one = detour(&format!("{name}-1"), start, left, |scene| go(scene, 1));
     let [requests, responses, unmatched, local, _] = one.expect("a measurement");
-    // Health checks go on meanwhile: two messages may be misjudged.
-    for (what, count, of) in
-        [("requests", requests, each), ("responses", responses, each), ("unmatched", unmatched, 0.0)]
-    {
-        assert!((count - of).abs() <= 2.0, "{name}, one connection: {count} {what} of {of}");
+    // Health checks go on meanwhile: two messages may be misjudged. Where the response to a copy is, so are those behind it on
+    // its connection until that is written to for a request: agent/DECISIONS.md, 28.
+    let misjudged = if path == "/mirror" { 10.0 } else { 2.0 };
+    for (what, count, of, most) in [
+        ("requests", requests, each, 2.0),
+        ("responses", responses, each, 2.0),
+        ("unmatched", unmatched, 0.0, misjudged),
+    ] {
+        assert!((count - of).abs() <= most, "{name}, one connection: {count} {what} of {of}");
     }
     // The answer in between, or the one to a copy, and the write that is no crossing; Envoy's health checks as well.
-    assert!(local >= 2.0 * each, "{name}, one connection: {local} local");
+    assert!(local + misjudged >= 2.0 * each, "{name}, one connection: {local} local");
     let several = detour(name, start, left, |scene| go(scene, CONNECTIONS));
     let [requests, responses, unmatched, local, _] = several.expect("a measurement");
     assert!((0.98 * REQUESTS..=REQUESTS).contains(&requests), "{name}: {requests} requests");
