@@ -82,7 +82,8 @@ fn assert_crossed_once(
         assert!((count - of).abs() <= most, "{name}, one connection: {count} {what} of {of}");
     }
     // The answer in between, or the one to a copy, and the write that is no crossing; Envoy's health checks as well.
-    assert!(local + misjudged >= 2.0 * each, "{name}, one connection: {local} local");
+    let missed = if path == "/mirror" { misjudged } else { 0.0 };
+    assert!(local + missed >= 2.0 * each, "{name}, one connection: {local} local");
     let several = detour(name, start, left, |scene| go(scene, CONNECTIONS));
     let [requests, responses, unmatched, local, _] = several.expect("a measurement");
     assert!((0.98 * REQUESTS..=REQUESTS).contains(&requests), "{name}: {requests} requests");

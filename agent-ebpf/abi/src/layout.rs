@@ -201,6 +201,12 @@ pub const MULTIPLEXED: u32 = 256;
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;
 
+/// The same where another connection of its lane is known to carry several messages at once.
+pub const OTHERS_WEIGHT: u32 = 64;
+
+/// The same where threads share the lane: a write may find nothing for other reasons there, but not one for each read.
+pub const SHARED_WEIGHT: u32 = 1;
+
 /// After one read at most so many such writes count; where messages come one at a time there are a few.
 pub const MOST_STARVED: u32 = 64;
 
@@ -213,12 +219,6 @@ pub const CONTINUED_BYTES: usize = 1024;
 /// From so many control records on a connection is taken to carry several messages at once, as one is read. HTTP/2 begins
 /// with that many (settings and their acknowledgement, RFC 9113 3.4); only more show that there are some between messages.
 pub const RECORDS_OF_OPENING: u32 = 2;
-
-/// The same where another connection of its lane is known to carry several messages at once.
-pub const OTHERS_WEIGHT: u32 = 64;
-
-/// The same where threads share the lane: a write may find nothing for other reasons there, but not one for each read.
-pub const SHARED_WEIGHT: u32 = 1;
 
 /// Where connections of one proxy lead. Key of the map `HANDSHAKES`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

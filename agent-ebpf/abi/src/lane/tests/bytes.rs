@@ -26,12 +26,12 @@ fn read_requests(lane: &Lane<AtomicU64>, count: u64, now_ns: u64) {
     lane.latest[REQUEST].note(1, now_ns, now_ns);
 }
 
-/// A proxy that writes a turn late: each segment is read before the messages of the one before it are written.
 /// What a write of so many bytes to the multiplexed connection of this number takes of the responses.
 fn drain(lane: &Lane<AtomicU64>, id: u64, bytes: u64) -> Drained {
     lane.drain(RESPONSE, id, bytes, |drained| lane.drain_some(RESPONSE, drained))
 }
 
+/// A proxy that writes a turn late: each segment is read before the messages of the one before it are written.
 #[test]
 fn a_segment_is_carried_on_by_as_many_writes_as_it_has_messages() {
     let lane = lane();
