@@ -6,7 +6,7 @@
 mod scene;
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bed::netns::{Bed, Family};
@@ -22,6 +22,8 @@ const EACH: usize = 40;
 /// Connections that wake every worker, each asking after the one before was answered: their messages are told apart.
 const WAKERS: usize = 16;
 const REQUESTS: f64 = (CONNECTIONS * EACH) as f64;
+/// How long the last copy of a request may take to its server.
+const COPY_LONGEST: Duration = Duration::from_secs(2);
 
 /// What each detour makes of [`REQUESTS`] requests, to show and to judge: requests and responses that crossed, messages
 /// without a counterpart, local ones, connections opened.
@@ -64,8 +66,14 @@ fn assert_crossed_once(
     let left = if path == "/mirror" { 2.0 * CONNECTIONS as f64 } else { 0.0 };
     let go = |scene: &Scene, connections: usize| {
         scene.ask(connections, EACH, path, "200")?;
+        // Nobody waits for the answer to a copy: the last one may still be under way.
+        let expected = times * (connections * EACH) as u64;
+        let deadline = Instant::now() + COPY_LONGEST;
+        while scene.server.asked(beside) < expected && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
         let asked = scene.server.asked(beside);
-        ensure!(asked == times * (connections * EACH) as u64, "{beside} was asked for {asked} times");
+        ensure!(asked == expected, "{beside} was asked for {asked} times");
         Ok(())
     };
     let each = EACH as f64;
@@ -86,8 +94,8 @@ fn assert_crossed_once(
     assert!(local + missed >= 2.0 * each, "{name}, one connection: {local} local");
     let several = detour(name, start, left, |scene| go(scene, CONNECTIONS));
     let [requests, responses, unmatched, local, _] = several.expect("a measurement");
-    assert!((0.98 * REQUESTS..=REQUESTS).contains(&requests), "{name}: {requests} requests");
-    assert!((0.8 * REQUESTS..=REQUESTS).contains(&responses), "{name}: {responses} responses");
+    assert!((0.98 * REQUESTS..=1.02 * REQUESTS).contains(&requests), "{name}: {requests} requests");
+    assert!((0.8 * REQUESTS..=1.02 * REQUESTS).contains(&responses), "{name}: {responses} responses");
     assert!(unmatched <= 0.4 * REQUESTS, "{name}: {unmatched} unmatched");
     assert!(local >= 1.6 * REQUESTS, "{name}: {local} local");
 }
@@ -114,7 +122,7 @@ fn a_message_that_comes_in_pieces_crosses_once() {
     let came = detour("pieces", nginx, 0.0, |scene| scene.ask(CONNECTIONS, EACH, "/plain/pieces", "200"));
     let [requests, responses, unmatched, ..] = came.expect("a measurement");
     // Seen in eight runs: 316 requests or more, 310 responses or more.
-    assert!((0.98 * REQUESTS..=REQUESTS).contains(&requests), "{requests} requests");
+    assert!((0.98 * REQUESTS..=1.02 * REQUESTS).contains(&requests), "{requests} requests");
     assert!((0.9 * REQUESTS..=REQUESTS).contains(&responses), "{responses} responses");
     assert!(unmatched <= 0.1 * REQUESTS, "{unmatched} unmatched");
 }
