@@ -9,9 +9,9 @@ use tokio::net::TcpStream;
 use crate::protocol::SMALL_BODY_BYTES;
 use crate::{grpc, http, http2};
 
-/// Answers what comes on a connection until the client is done.
+/// Answers what comes on a connection until the client is done. That gRPC's messages are short is no attack here.
 pub(super) async fn serve(stream: TcpStream) -> Result<()> {
-    let mut connection = h2::server::handshake(stream).await?;
+    let mut connection = h2::server::Builder::new().data_frame_budget(usize::MAX).handshake(stream).await?;
     while let Some(accepted) = connection.accept().await {
         let (request, respond) = accepted?;
         // Beside the connection, which must go on for a body to come.

@@ -41,7 +41,7 @@ pid \"{state}/nginx.pid\";
 error_log stderr warn;
 {block}
 events {{
-    worker_connections 8192;
+    worker_connections 65536;
 }}
 "
     );
@@ -145,7 +145,7 @@ fn pool(spec: &Spec<'_>) -> String {
     format!(
         "upstream backend {{
         server {};
-        keepalive 4096;
+        keepalive 32768;
         keepalive_requests 1000000000;
         keepalive_timeout {IDLE_SECONDS}s;
     }}",
