@@ -4,8 +4,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use smp_agent_abi::layout::{
-    CLASS_HELD, CLASS_NONE, Destination, Direction, ROLE_ACCEPTED, SHARED, Segment, Socket, TURN_NONE,
-    TURN_READING, TURN_WRITING, series,
+    CLASS_HELD, CLASS_NONE, Destination, Direction, MULTIPLEXED, ROLE_ACCEPTED, SHARED, Segment, Socket,
+    TURN_NONE, TURN_READING, TURN_WRITING, series,
 };
 use smp_agent_abi::opening::{
     Knowledge, OPENING_ANSWERED, OPENING_ASKED, OPENING_ASKED_AGAIN, OPENING_FIRST, OPENING_HELLO,
@@ -94,6 +94,10 @@ pub fn answered(socket: &mut Socket) {
 pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option<bool> {
     let after_read = used.socket.turn == TURN_READING;
     if used.socket.opening >= OPENING_FIRST && is_alert(size as u64) {
+        // Settings acknowledged are as long in TLS 1.3 as the end announced is in 1.2, after which it does not matter.
+        if after_read && used.socket.role != ROLE_ACCEPTED && used.socket.acknowledges_settings(size) {
+            used.socket.multiplexed = MULTIPLEXED;
+        }
         return Some(false);
     }
     if used.socket.role == ROLE_ACCEPTED {

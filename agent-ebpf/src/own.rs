@@ -9,8 +9,8 @@ use crate::socket::Used;
 use crate::{lane, opening};
 
 /// Not 0 if the message that was read from the same connection has not gone on yet, and nothing was read since that
-/// could be written here: 1, or 2 where connections of that side were seen to carry control records. A function of its
-/// own: see `write.rs`.
+/// could be written here: 1, or 2 where connections of that side were seen to carry control records, or any of the lane to
+/// carry several messages at once. A function of its own: see `write.rs`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn follows_own_read(socket: *const Socket) -> u32 {
@@ -32,7 +32,9 @@ pub extern "C" fn follows_own_read(socket: *const Socket) -> u32 {
         return 0;
     }
     let inbound = usize::from(socket.role != ROLE_ACCEPTED);
-    1 + u32::from(lane.latest[inbound].records.load() != 0)
+    let [requests, responses] = &lane.latest;
+    let known = lane.latest[inbound].records.load() | requests.several.load() | responses.several.load();
+    1 + u32::from(known != 0)
 }
 
 /// Says that a control record of so many bytes was written to a connection, or read, whose messages are in the lane at
@@ -89,11 +91,11 @@ extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
     let Some(socket) = (unsafe { socket.as_mut() }) else { return NOT_OWN };
     let Some(lane) = lane::at(socket.pending_lane) else { return NOT_OWN };
     let place = socket.pending_lane;
-    let step = |moved: &mut Move| {
-        move_one(place, moved);
+    let request = socket.pending_tag;
+    let move_up = |by_pool| {
+        move_up(place, request, by_pool);
     };
-    let Some(ended) =
-        lane.end_answered(socket.pending_tag, u64::from(socket.id), socket.upstream, newest, step)
+    let Some(ended) = lane.end_answered(request, u64::from(socket.id), socket.upstream, newest, move_up)
     else {
         return NOT_OWN;
     };
@@ -103,6 +105,18 @@ extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
         lane::note_answered(socket, read_ns, false);
     }
     ended as u32
+}
+
+/// [`smp_agent_abi::lane::Lane::move_up`] of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn move_up(place: u32, request: u64, by_pool: u64) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.move_up(request, by_pool, |moved| {
+            move_one(place, moved);
+        });
+    }
+    0
 }
 
 /// [`smp_agent_abi::lane::Lane::move_one`] of the lane at `place`.

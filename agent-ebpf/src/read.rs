@@ -116,6 +116,11 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
         }
         return note_reader(&used);
     }
+    if is_acknowledgement(tcp, used.socket, before) {
+        used.counters.add(counter!(seen), 1);
+        used.counters.add(counter!(local), 1);
+        return None;
+    }
     let own = is_answer_to_own(&used);
     used.socket.turn = TURN_READING;
     used.socket.start_seq = before;
@@ -165,6 +170,14 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
         }
     }
     note_reader(&used)
+}
+
+/// True if what has come on an accepted connection acknowledges the proxy's HTTP/2 settings, which it has just written.
+#[inline(always)]
+fn is_acknowledgement(tcp: *const c_void, socket: &Socket, before: u32) -> bool {
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let bytes = unsafe { field::<u32>(tcp, &TCP_RCV_NXT) }.wrapping_sub(before) as usize;
+    socket.role == ROLE_ACCEPTED && socket.turn == TURN_OWN && socket.acknowledges_settings(bytes)
 }
 
 /// True if what was read of the socket so far was a control record, which ends here: it is short, and more arrived

@@ -8,12 +8,12 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_NONE, CONTINUED_BYTES, CONTINUED_WEIGHT, Direction,
-    Loss, RECORD_BYTES, ROLE_ACCEPTED, SHARED, Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
-    is_record,
+    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, CONTINUED_BYTES, CONTINUED_WEIGHT, Direction, Loss,
+    MULTIPLEXED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN,
+    TURN_WRITING, is_record,
 };
 use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
-use smp_agent_abi::pending::{Claim, Drained};
+use smp_agent_abi::pending::Claim;
 use smp_agent_abi::word::Word as _;
 
 use crate::lane::{self, Current};
@@ -21,7 +21,7 @@ use crate::maps::{LESS_ONE, Lane, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
-use crate::{departure, opening};
+use crate::{departure, opening, several};
 
 /// How often more ended messages are cleared away where one claim cannot pass over all of them.
 const FAR_STEPS: usize = 16;
@@ -78,7 +78,7 @@ fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
 fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let mut used = in_use(sk)?;
     if is_multiplexed(used.socket) {
-        return on_multiplexed(sk, used, size);
+        return several::on_write(sk, used, size);
     }
     if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, size)? {
         return None;
@@ -91,6 +91,11 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
             // SAFETY: no precondition.
             lane::note_unread(used.socket, unsafe { bpf_ktime_get_ns() });
         }
+        return None;
+    }
+    if is_acknowledgement(used.socket, size) {
+        used.socket.multiplexed = MULTIPLEXED;
+        count_local(&used);
         return None;
     }
     // Only the first write after a read starts a message: the rest are its continuation.
@@ -124,6 +129,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         return None;
     };
     let answered = lane::at(place).map_or(0, Lane::has_just_read_response);
+    forget_records(place, used.outbound() as u32);
     clear_fronts(place);
     let mut newest = newest;
     if shared {
@@ -209,6 +215,16 @@ extern "C" fn clear_fronts(place: u32) -> u32 {
     0
 }
 
+/// [`Lane::forget_records`](smp_agent_abi::lane::Lane::forget_records) of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forget_records(place: u32, direction: u32) -> u32 {
+    if let Some(lane) = lane::at(place) {
+        lane.forget_records(direction as usize);
+    }
+    0
+}
+
 /// Sets what a thread takes of those that share the lane at `place`: as [`Lane::newest_or_left`].
 ///
 /// [`Lane::newest_or_left`]: smp_agent_abi::lane::Lane::newest_or_left
@@ -263,31 +279,6 @@ extern "C" fn predict(place: u32, upstream: u64) -> u32 {
 extern "C" fn verify(place: u32, request: u64) -> u32 {
     if let Some(lane) = lane::at(place) {
         lane.verify(request);
-    }
-    0
-}
-
-/// Takes what the lane at `place` has read in a direction, for a write of so many bytes to the multiplexed connection of
-/// this number.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn drain_for(place: u32, direction: u32, id: u32, bytes: u64, drained: *mut Drained) -> u32 {
-    // SAFETY: null, or of this type: the verifier checks the callers.
-    if let (Some(lane), Some(drained)) = (lane::at(place), unsafe { drained.as_mut() }) {
-        *drained = lane.drain(direction as usize, u64::from(id), bytes, |drained| {
-            drain_some(place, direction, drained);
-        });
-    }
-    0
-}
-
-/// [`Lane::drain_some`](smp_agent_abi::lane::Lane::drain_some) of the lane at `place`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn drain_some(place: u32, direction: u32, drained: *mut Drained) -> u32 {
-    // SAFETY: null, or of this type: the verifier checks the callers.
-    if let (Some(lane), Some(drained)) = (lane::at(place), unsafe { drained.as_mut() }) {
-        lane.drain_some(direction as usize, drained);
     }
     0
 }
@@ -385,52 +376,18 @@ fn goes_on(used: &Used<'_>, size: usize, at_once: u64) -> bool {
     true
 }
 
+/// True if a write to an opened connection acknowledges its server's HTTP/2 settings, whatever else was read meanwhile: it
+/// will carry several messages at once. Of accepted ones that does not say as much: many have one request at a time each.
+#[inline(always)]
+fn is_acknowledgement(socket: &Socket, size: usize) -> bool {
+    socket.role != ROLE_ACCEPTED && socket.turn == TURN_READING && socket.acknowledges_settings(size)
+}
+
 /// One message that begins and ends in the proxy.
 #[inline(always)]
 fn count_local(used: &Used<'_>) {
     used.counters.add(counter!(seen), 1);
     used.counters.add(counter!(local), 1);
-}
-
-/// A write to a connection that carries several messages at once: it takes all that its lane has read, unless it is
-/// short and follows at once on what was read from that connection.
-#[inline(always)]
-fn on_multiplexed(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> {
-    let current = lane::current(used.socket, used.tgid, used.tid)?;
-    let lane = current.lane;
-    if size <= RECORD_BYTES
-        && !current.shared
-        && lane.has_just_read(used.inbound() as usize, u64::from(used.socket.id))
-    {
-        note_record(used.socket, current.place, size, true);
-        return None;
-    }
-    let mut drained = Drained::default();
-    drain_for(current.place, used.outbound() as u32, used.socket.id, size as u64, &mut drained);
-    let socket = used.socket;
-    socket.turn = TURN_WRITING;
-    let count = drained.singles + drained.batches;
-    if count == 0 {
-        return None;
-    }
-    used.counters.add(counter!(pending), drained.singles.wrapping_neg());
-    used.counters.add(counter!(seen), drained.batches);
-    used.counters.add(counter!(departing), count);
-    if socket.departing_class == CLASS_DRAINED {
-        // The write before has not left yet: this one goes with it.
-        socket.drained_end = drained.end;
-        socket.drained_count += count as u32;
-        return None;
-    }
-    socket.drained_start = drained.start;
-    socket.drained_end = drained.end;
-    socket.drained_count = count as u32;
-    // SAFETY: no precondition.
-    socket.departing_write_ns = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
-    socket.departing_class = CLASS_DRAINED;
-    Some(())
 }
 
 /// `CLASS_NONE` is what a zeroed state says.

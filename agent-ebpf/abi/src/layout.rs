@@ -194,6 +194,10 @@ pub const fn is_empty_frame(bytes: usize) -> bool {
     matches!(bytes, 9 | 31 | 38)
 }
 
+/// Among so many messages of a connection is the acknowledgement of its HTTP/2 settings: there are the settings before it,
+/// and with TLS two or three of the handshake each way.
+pub const OPENING_MESSAGES: u32 = 8;
+
 /// From here up a socket is taken to carry several messages at once. Threads that hand over work let writes find
 /// nothing too, most while that is not known of them: after that the count starts anew.
 pub const MULTIPLEXED: u32 = 256;
@@ -339,6 +343,13 @@ impl Socket {
             self.multiplexed = MULTIPLEXED;
         }
         self.records > RECORDS_OF_OPENING
+    }
+
+    /// Whether so many bytes, which go the other way than what went before, acknowledge the settings that HTTP/2 begins with
+    /// (RFC 9113 3.4): a frame without content among the first messages of a connection.
+    #[inline(always)]
+    pub const fn acknowledges_settings(&self, bytes: usize) -> bool {
+        is_empty_frame(bytes) && self.settled <= OPENING_MESSAGES
     }
 }
 

@@ -5,11 +5,13 @@
 //! segment would carry the rest of them on from that. Messages of one direction of a lane are taken to be much alike.
 
 use super::Lane;
-use crate::pending::{Claim, ENTRIES, position_of};
+use crate::pending::{Claim, Drained, position_of, tag_at};
 use crate::word::Word;
 
-/// With so many control records seen in a lane, bytes do not tell messages: `HAProxy` has one between each two.
+/// With so many control records seen in a lane, and more than one for so many writes, bytes do not tell messages: `HAProxy`
+/// has one between each two. Envoy's clients send one now and then, when they have read 32 KiB or so.
 const MANY_RECORDS: u64 = 4;
+const WRITES_FOR_ONE: u64 = 64;
 
 /// At so many messages the sums are halved.
 const MEMORY: u64 = 4096;
@@ -92,14 +94,16 @@ impl<W: Word> Lane<W> {
 
     /// Whether bytes tell messages.
     #[inline(always)]
-    fn bytes_tell(&self) -> bool {
-        self.latest[0].records.load() + self.latest[1].records.load() < MANY_RECORDS
+    pub(super) fn bytes_tell(&self) -> bool {
+        let records = self.latest[0].records.load() + self.latest[1].records.load();
+        let writes = self.writes[0].load() + self.writes[1].load();
+        records < MANY_RECORDS || records * WRITES_FOR_ONE < writes
     }
 
-    /// How many messages a write of so many bytes to the multiplexed connection of this number may carry on: all there
-    /// are, unless others of its lane are written to as well.
+    /// How many messages a write of so many bytes to the multiplexed connection of this number may carry on if others of its
+    /// lane are written to as well; nothing if it carries on all there are.
     #[inline(always)]
-    pub(super) fn most(&self, direction: usize, id: u64, bytes: u64) -> u64 {
+    pub(super) fn most(&self, direction: usize, id: u64, bytes: u64) -> Option<u64> {
         let flow = &self.flows[direction];
         let others = flow.others.load();
         let others = if flow.last.load() == id { others.saturating_sub(1) } else { OTHERS };
@@ -107,10 +111,33 @@ impl<W: Word> Lane<W> {
         flow.last.store(id);
         flow.written.add(bytes, 0);
         if others == 0 || !self.bytes_tell() || self.shared.load() != 0 {
-            return ENTRIES as u64;
+            return None;
         }
         // A quarter of a message more than whole ones is none: messages differ a little.
-        (flow.written.messages_x256(bytes) + 191) >> 8
+        let whole = (flow.written.messages_x256(bytes) + 191) >> 8;
+        // What is much shorter than a segment may be one of those that came in it.
+        let begins = flow.read.messages.load() == 0 || flow.read.messages_x256(bytes) >= 128;
+        Some(whole.max(u64::from(begins)))
+    }
+
+    /// Says what a write to a multiplexed connection has taken; `shared_out` if others are written to as well, which may
+    /// carry on the rest of the last segment.
+    #[inline(always)]
+    pub(super) fn note_drained(&self, direction: usize, drained: &Drained, shared_out: bool) {
+        let taken = drained.singles + drained.batches;
+        let set = &self.pending[direction];
+        if !shared_out || taken == 0 || !set.is_batch(drained.last) {
+            self.flows[direction].read.add(0, taken);
+            return;
+        }
+        self.flows[direction].read.add(0, taken - 1);
+        let [arrival_ns, read_ns] = set.stamps(drained.last);
+        let tag = tag_at(drained.last);
+        self.begin_segment(
+            direction,
+            &Claim { tag, arrival_ns, read_ns, ..Claim::default() },
+            set.bytes_of(tag),
+        );
     }
 
     /// Says that there is one more message to write. Not those are counted that writes have taken: what they take too

@@ -8,8 +8,10 @@ use crate::pending::{CLAIMED, Claim, DROPPED, LIVE, position_of, tag_at};
 use crate::upstreams::NOWHERE;
 use crate::word::Word;
 
-/// How many requests read since an answer of the proxy's own are looked at, and how many connections given back since.
-const MOVE_STEPS: u64 = 32;
+/// How many requests read since an answer of the proxy's own are looked at: a turn of some hundred connections.
+const MOVE_STEPS: u64 = 64;
+/// How many connections given back since.
+const GIVE_STEPS: u64 = 32;
 
 /// How far [`Lane::gone`] goes, either way: what was misjudged is not to last.
 const MOST_GONE: u64 = 16;
@@ -123,8 +125,8 @@ impl<W: Word> Lane<W> {
     /// where it may be a response.
     ///
     /// It may be one if a response was read from a connection that was written to for the turn of the request, or for a
-    /// later one: where several requests wait, another one may have been taken for this. `step` does
-    /// [`Lane::move_one`].
+    /// later one: where several requests wait, another one may have been taken for this. `move_up` does
+    /// [`Lane::move_up`].
     #[inline(always)]
     pub fn end_answered(
         &self,
@@ -132,7 +134,7 @@ impl<W: Word> Lane<W> {
         downstream: u64,
         usual: u64,
         newest: u64,
-        step: impl Fn(&mut Move),
+        move_up: impl Fn(u64),
     ) -> Option<u64> {
         let [requests, responses] = &self.pending;
         let entry = requests.remembered(request)?;
@@ -155,7 +157,7 @@ impl<W: Word> Lane<W> {
             return None;
         }
         if state != DROPPED {
-            self.move_up(request, by_pool, step);
+            move_up(by_pool);
         }
         // Where it was taken for another one, or ended for it, that is left in its place.
         let itself = requests.end(request);
@@ -199,7 +201,7 @@ impl<W: Word> Lane<W> {
     /// places with it as well, up to the newest that is left over; then this one is live. `step` does
     /// [`Lane::move_one`].
     #[inline(always)]
-    fn move_up(&self, request: u64, by_pool: u64, step: impl Fn(&mut Move)) {
+    pub fn move_up(&self, request: u64, by_pool: u64, step: impl Fn(&mut Move)) {
         let set = &self.pending[REQUEST];
         let first = position_of(request);
         let read_ns = set.entry(first).read_ns.load();
@@ -269,7 +271,7 @@ impl<W: Word> Lane<W> {
     fn give_back_before(&self, name: u64, read_ns: u64) {
         let set = &self.pending[REQUEST];
         let (mut over, mut next) = (set.blur(0), self.upstreams.top.load());
-        for _ in 0..MOVE_STEPS {
+        for _ in 0..GIVE_STEPS {
             let Some(place) = self.upstreams.get(next) else { break };
             if self.response_ns(next) <= read_ns {
                 break;

@@ -1,7 +1,7 @@
 //! Connections that carry several messages at once: how they are found, and what a write to one takes.
 
 use super::{Lane, RESPONSE, ROUNDS};
-use crate::pending::{BATCH, DRAIN_STEPS, Drained};
+use crate::pending::{BATCH, DRAIN_STEPS, Drained, ENTRIES};
 use crate::word::Word;
 
 /// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
@@ -55,16 +55,42 @@ impl<W: Word> Lane<W> {
         self.writing.store(1);
         self.writes[direction].add(1);
         let most = self.most(direction, id, bytes);
+        if most.is_some()
+            && let Some(claim) = self.rest_of_segment(direction)
+        {
+            let rest = self.pending[direction].blur(1);
+            return Drained {
+                rest,
+                arrival_ns: claim.arrival_ns,
+                read_ns: claim.read_ns,
+                ..Drained::default()
+            };
+        }
+        let at_most = most.unwrap_or(ENTRIES as u64);
         let round_before = self.this_round().wrapping_sub(1) % ROUNDS;
         let recent = self.rounds[round_before][direction].load();
         let start = self.pending[direction].clear_front();
-        let mut drained = Drained { start, end: start, mark: id | BATCH, most, recent, ..Drained::default() };
+        let mut drained =
+            Drained { start, end: start, mark: id | BATCH, most: at_most, recent, ..Drained::default() };
         for _ in 0..DRAIN_STEPS {
             if drained.done == 0 {
                 step(&mut drained);
             }
         }
+        self.note_drained(direction, &drained, most.is_some());
         drained
+    }
+
+    /// Where control records stand between messages, forgets what has the length of one and was read before this round, if
+    /// there is something of this round to write on.
+    #[inline(always)]
+    pub fn forget_records(&self, direction: usize) {
+        let direction = direction & 1;
+        let set = &self.pending[direction];
+        let begin = self.rounds[self.this_round()][direction].load();
+        if !self.bytes_tell() && self.shared.load() == 0 && set.tail.load() > begin {
+            set.forget_records_before(begin);
+        }
     }
 
     /// One step of taking the messages that a write to a multiplexed connection carries on.

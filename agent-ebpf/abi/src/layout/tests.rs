@@ -21,3 +21,11 @@ fn control_records_show_that_a_connection_carries_several_messages() {
     assert_eq!(after(ROLE_ACCEPTED, &[(55, true), (13, false)]), (true, false));
     assert_eq!(after(ROLE_ACCEPTED, &[(55, true), (13, false), (13, false)]), (true, true));
 }
+
+#[test]
+fn settings_are_acknowledged_among_the_first_messages() {
+    let socket = |settled| Socket { settled, ..Socket::default() };
+    assert!((0..64).filter(|&bytes| socket(1).acknowledges_settings(bytes)).eq([9, 31, 38]));
+    assert!(socket(OPENING_MESSAGES).acknowledges_settings(9));
+    assert!(!socket(OPENING_MESSAGES + 1).acknowledges_settings(9));
+}

@@ -1,6 +1,7 @@
 //! Messages of connections that carry several at once: each is what one segment brought, and may have been none.
 
 use super::{CLAIMED, DROPPED, LIVE, Pending, tag};
+use crate::layout::is_record;
 use crate::word::Word;
 
 /// Marks what was read together with other messages: which it was, and whether it was one, is not known.
@@ -27,6 +28,14 @@ pub struct Drained {
     pub singles: u64,
     /// Messages that were read together with others.
     pub batches: u64,
+    /// 1 if it has taken none and carries on more of a segment that another write began, which came and was read then.
+    pub rest: u64,
+    /// ... when that arrived, 0 if that was not seen.
+    pub arrival_ns: u64,
+    /// ... when it was read.
+    pub read_ns: u64,
+    /// Position of the last one taken.
+    pub(crate) last: u64,
     /// What the messages are marked with that are its own.
     pub(crate) mark: u64,
     /// How many it may take from the position `recent` on.
@@ -55,6 +64,7 @@ impl<W: Word> Pending<W> {
             if self.take(tag(position, LIVE)) != 0 {
                 let entry = self.entry(position);
                 entry.upstream.store(drained.mark);
+                drained.last = position;
                 let batch = entry.downstream.load() >> BATCH.trailing_zeros();
                 drained.batches += batch;
                 drained.singles += 1 - batch;
@@ -62,6 +72,7 @@ impl<W: Word> Pending<W> {
         }
         self.head.store(drained.end);
         drained.end = self.blur(drained.end);
+        drained.last = self.blur(drained.last);
         drained.singles = self.blur(drained.singles);
         drained.batches = self.blur(drained.batches);
         drained.done = self.blur(done);
@@ -102,6 +113,20 @@ impl<W: Word> Pending<W> {
                 break;
             }
             let _was_there = self.forget(head + ahead);
+        }
+    }
+
+    /// As [`Pending::forget_before`], of those only that have the length of a control record.
+    #[inline(always)]
+    pub(crate) fn forget_records_before(&self, stale: u64) {
+        let head = self.front();
+        for ahead in 0..FORGET_STEPS as u64 {
+            if head + ahead >= stale {
+                break;
+            }
+            if is_record(self.bytes_of(tag(head + ahead, LIVE)) as usize, 1) {
+                let _was_there = self.forget(head + ahead);
+            }
         }
     }
 

@@ -108,3 +108,62 @@ fn a_write_takes_all_that_a_round_has_read() {
     assert_eq!((drained.start, drained.end, drained.batches), (0, many, many));
     assert_eq!(drain(&lane, 9, 100).batches, 0);
 }
+
+/// A segment with the responses of several connections: each write that its bytes are left for has its stamps.
+#[test]
+fn the_rest_of_a_segment_is_carried_on_to_other_connections() {
+    let lane = lane();
+    let mut right = 0;
+    for turn in 1..200u64 {
+        let now_ns = turn * 1000;
+        lane.begin_turn(now_ns, now_ns);
+        lane.push_segment(RESPONSE, now_ns, now_ns + 1, 4 * RESPONSE_BYTES as u32).unwrap();
+        for id in 10..14 {
+            let drained = drain(&lane, id, RESPONSE_BYTES);
+            let stamps = if drained.rest == 0 {
+                // As the program does for what is owed.
+                if drained.batches == 0 {
+                    lane.note_latest(RESPONSE);
+                }
+                lane.pending[RESPONSE].stamps(drained.last)
+            } else {
+                [drained.arrival_ns, drained.read_ns]
+            };
+            right += u64::from(
+                turn > 100 && drained.rest + drained.batches == 1 && stamps == [now_ns, now_ns + 1],
+            );
+        }
+    }
+    assert!(right >= 99 * 4 - 4, "{right} of {}", 99 * 4);
+}
+
+#[test]
+fn a_control_record_left_from_before_does_not_stand_in_for_a_message() {
+    const RECORD: u32 = 48;
+    const MESSAGE: u32 = 66;
+    let lane = lane();
+    let read = |now_ns, bytes| {
+        lane.begin_turn(now_ns, now_ns);
+        lane.push_segment(REQUEST, now_ns, now_ns, bytes).unwrap();
+    };
+    let upstream = lane.connect();
+    let written = |now_ns| {
+        lane.forget_records(REQUEST);
+        lane.claim_request(now_ns, 7, upstream, 0).read_ns
+    };
+    read(1_000, RECORD);
+    drain(&lane, 9, 1);
+    read(2_000, MESSAGE);
+    // Nothing shows yet that records stand between messages.
+    assert_eq!(written(2_010), 1_000);
+    lane.latest[REQUEST].records.store(100, Relaxed);
+    assert_eq!(written(2_020), 2_000);
+    read(3_000, RECORD);
+    drain(&lane, 9, 1);
+    read(4_000, MESSAGE);
+    assert_eq!(written(4_010), 4_000);
+    // Where there is nothing else it may be a message.
+    read(5_000, RECORD);
+    drain(&lane, 9, 1);
+    assert_eq!(written(5_010), 5_000);
+}

@@ -143,7 +143,9 @@ impl Kernel {
                 u64::from(socket.id),
                 socket.upstream,
                 newest,
-                |moved| self.lane.move_one(moved),
+                |by_pool| {
+                    self.lane.move_up(socket.pending_tag, by_pool, |moved| self.lane.move_one(moved));
+                },
             )
         {
             self.counters.local += ended;
