@@ -97,6 +97,14 @@ impl ProxyKind {
         matches!(self, Self::Go | Self::Hyper)
     }
 
+    /// How many connections to its server it opens for so many busy ones of clients, at most: nginx one for each stream.
+    pub fn servers_connections(self, protocol: Protocol, connections: u32) -> u32 {
+        match (self, protocol) {
+            (Self::Nginx, Protocol::Grpc(streams)) => connections * streams,
+            _ => connections,
+        }
+    }
+
     /// The numbers of workers that differ in how it works.
     pub fn worker_counts(self) -> &'static [u32] {
         match self {

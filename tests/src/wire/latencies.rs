@@ -54,6 +54,13 @@ impl Latencies {
         let rank = (self.count() * per_mille).div_ceil(1000).max(1);
         self.sorted_ns.get(usize::try_from(rank - 1).ok()?).copied()
     }
+
+    /// The latencies so many ranks below and above that quantile's own, or the first and the last, ns. `None` of nothing.
+    pub fn around_quantile_ns(&self, per_mille: u64, ranks: u64) -> Option<[u64; 2]> {
+        let rank = (self.count() * per_mille).div_ceil(1000).max(1);
+        let at = |rank: u64| self.sorted_ns.get(usize::try_from(rank - 1).ok()?).copied();
+        Some([at(rank.saturating_sub(ranks).max(1))?, at((rank + ranks).min(self.count()))?])
+    }
 }
 
 #[cfg(test)]
@@ -73,5 +80,18 @@ mod tests {
         assert_eq!(Latencies::from_iter([7]).quantile_ns(999), Some(7));
         let none = Latencies::default();
         assert_eq!((none.mean_ns(), none.quantile_ns(500)), (None, None));
+    }
+
+    #[test]
+    fn around_a_quantile_are_the_nearest_ranks() {
+        let around = |count, per_mille, ranks| {
+            let latencies: Latencies = (1..=count).collect();
+            latencies.around_quantile_ns(per_mille, ranks)
+        };
+        assert_eq!(around(10_000, 500, 100), Some([4_900, 5_100]));
+        assert_eq!(around(10_000, 990, 0), Some([9_900, 9_900]));
+        assert_eq!(around(10, 999, 3), Some([7, 10]));
+        assert_eq!(around(10, 100, 3), Some([1, 4]));
+        assert_eq!(around(0, 500, 3), None);
     }
 }

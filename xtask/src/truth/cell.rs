@@ -20,7 +20,7 @@ use bed::wire::{self, Direction, Latencies, Wire};
 
 use super::matrix::Cell;
 use super::pair;
-use super::verdict::{self, Comparison, Document, Gate, Matching};
+use super::verdict::{self, Bounds, Comparison, Document, Matching};
 use crate::cargo;
 
 /// How long a server may take to listen.
@@ -113,14 +113,14 @@ impl Programs {
         Ok(Self { agent, bed: tools::target().join("release/bed"), _awake: awake })
     }
 
-    /// Measures a combination and judges it by this gate.
-    pub fn measure(&self, cell: Cell, gate: Gate) -> Outcome {
-        let measured = self.try_measure(&cell, gate).map_err(|error| format!("{error:#}"));
+    /// Measures a combination and judges it.
+    pub fn measure(&self, cell: Cell) -> Outcome {
+        let measured = self.try_measure(&cell).map_err(|error| format!("{error:#}"));
         Outcome { cell, measured }
     }
 
     /// Fails when something cannot be started, the agent or the load fails, or the packets are no truth.
-    fn try_measure(&self, cell: &Cell, gate: Gate) -> Result<Measured> {
+    fn try_measure(&self, cell: &Cell) -> Result<Measured> {
         let dir = tools::workspace().join("target/truth").join(cell.folder());
         // What an earlier run left must not pass for this one's.
         match fs::remove_dir_all(&dir) {
@@ -149,7 +149,7 @@ impl Programs {
             })
             .collect::<Result<_>>()?;
         let document = self.agent.as_ref().map(|_| document(&dir)).transpose()?;
-        Ok(Measured::judge(cell, load, &proxies, document, gate))
+        Ok(Measured::judge(cell, load, &proxies, document))
     }
 
     /// Runs the load with everything beside it.
@@ -320,10 +320,9 @@ impl Measured {
         load: Tally,
         proxies: &[(Option<End>, u32, [Latencies; 2])],
         document: Option<Document>,
-        gate: Gate,
     ) -> Self {
         let wire = proxies.iter().flat_map(|(_, _, latencies)| latencies).map(Latencies::count).sum();
-        let bounds = document.as_ref().map(|it| gate.bounds(cell.proxy, cell.protocol, &it.matching));
+        let bounds = document.as_ref().map(|it| Bounds::of(cell, &it.matching));
         let mut failures = Vec::new();
         if let (Some(document), Some(bounds)) = (&document, bounds) {
             failures.extend(document.matching.failures(wire, cell.connections, bounds));

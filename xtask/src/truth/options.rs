@@ -24,7 +24,7 @@ pub struct Options {
     /// all numbers are left in target/truth/matrix.jsonl
     #[arg(long)]
     pub all: bool,
-    /// The few combinations of `cargo xtask test`, with bounds that a few seconds do not exceed by chance
+    /// The few combinations of `cargo xtask test`, 3 s each
     #[arg(long, exclusive = true)]
     pub short: bool,
     /// Which proxies [default: envoy, nginx, haproxy]

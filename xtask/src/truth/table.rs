@@ -79,7 +79,11 @@ impl Table {
 impl Row {
     fn line(&self) -> String {
         let Self { proxy, protocol, cells, within, .. } = self;
-        let mark = if within == cells { "" } else { " !" };
+        let within = match within {
+            _ if !verdict::judges(*proxy, *protocol) => "not judged".to_owned(),
+            all if all == cells => format!("{all} of {cells}"),
+            some => format!("{some} of {cells} !"),
+        };
         let worst = self.worst.as_ref().map_or_else(
             || "- | -".to_owned(),
             |worst| {
@@ -93,7 +97,7 @@ impl Row {
         let [exact, ambiguous] = [self.classes.exact, self.classes.ambiguous].map(share);
         let causeless = share(self.classes.causeless());
         format!(
-            "| {proxy} | {protocol} | {within} of {cells}{mark} | {worst} | {exact:.1} % | {ambiguous:.1} % | \
+            "| {proxy} | {protocol} | {within} | {worst} | {exact:.1} % | {ambiguous:.1} % | \
              {causeless:.3} % |"
         )
     }
