@@ -50,6 +50,12 @@ fn detour(
     came[0] -= 4.0 * WAKERS as f64;
     came[1] -= 4.0 * WAKERS as f64;
     eprintln!("{name}: requests, responses, unmatched, local, connects: {came:?}");
+    // A response to a copy that stayed may be taken for another one, once, and so late that it shows in the mean.
+    if left > 0.0
+        && let Err(error) = scene.assert_measures_well(&mut daemon, CONNECTIONS)
+    {
+        eprintln!("{name}: {error:#}");
+    }
     scene.assert_measures_well(&mut daemon, CONNECTIONS)?;
     Ok(came)
 }
