@@ -1,6 +1,7 @@
 //! Connections that carry several messages at once: how they are found, and what a write to one takes.
 
 use super::{Lane, RESPONSE, ROUNDS};
+use crate::layout::is_record;
 use crate::pending::{BATCH, DRAIN_STEPS, Drained, ENTRIES};
 use crate::word::Word;
 
@@ -89,7 +90,7 @@ impl<W: Word> Lane<W> {
         let set = &self.pending[direction];
         let begin = self.rounds[self.this_round()][direction].load();
         if !self.bytes_tell() && self.shared.load() == 0 && set.tail.load() > begin {
-            set.forget_records_before(begin);
+            set.forget_before(begin, |bytes| is_record(bytes, 1));
         }
     }
 
@@ -108,7 +109,7 @@ impl<W: Word> Lane<W> {
     /// Forgets what was read together with others and was not written on in the turn after: control records.
     #[inline(always)]
     pub fn forget_stale(&self, direction: usize) {
-        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load());
+        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load(), |_| true);
     }
 
     /// Whether the last thing this thread did was to read the connection of this number, in that direction, and

@@ -1,7 +1,6 @@
 //! Messages of connections that carry several at once: each is what one segment brought, and may have been none.
 
 use super::{CLAIMED, DROPPED, LIVE, Pending, tag};
-use crate::layout::is_record;
 use crate::word::Word;
 
 /// Marks what was read together with other messages: which it was, and whether it was one, is not known.
@@ -104,27 +103,16 @@ impl<W: Word> Pending<W> {
         self.of(pushed_tag).downstream.load() & u64::from(u32::MAX)
     }
 
-    /// Forgets the oldest messages before the position `stale` that were read together with others: they were none.
+    /// Forgets the oldest messages before the position `stale` that were read together with others and have one of these
+    /// lengths, in bytes: they were none.
     #[inline(always)]
-    pub(crate) fn forget_before(&self, stale: u64) {
+    pub(crate) fn forget_before(&self, stale: u64, of_length: impl Fn(usize) -> bool) {
         let head = self.front();
         for ahead in 0..FORGET_STEPS as u64 {
             if head + ahead >= stale {
                 break;
             }
-            let _was_there = self.forget(head + ahead);
-        }
-    }
-
-    /// As [`Pending::forget_before`], of those only that have the length of a control record.
-    #[inline(always)]
-    pub(crate) fn forget_records_before(&self, stale: u64) {
-        let head = self.front();
-        for ahead in 0..FORGET_STEPS as u64 {
-            if head + ahead >= stale {
-                break;
-            }
-            if is_record(self.bytes_of(tag(head + ahead, LIVE)) as usize, 1) {
+            if of_length(self.bytes_of(tag(head + ahead, LIVE)) as usize) {
                 let _was_there = self.forget(head + ahead);
             }
         }
