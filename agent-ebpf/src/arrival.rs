@@ -9,6 +9,7 @@ use smp_agent_abi::layout::{NOTED, Socket};
 
 use crate::maps::socket_state;
 use crate::offsets::{SKB_CB, TCP_RCV_NXT, field, probe_field};
+use crate::opening;
 use crate::socket::{is_multiplexed, tcp};
 
 /// `tcp_probe(sk, skb)`: a segment reaches an established connection, in softirq or, from the backlog, in a
@@ -16,8 +17,13 @@ use crate::socket::{is_multiplexed, tcp};
 #[btf_tracepoint(function = "tcp_probe")]
 pub fn arrival(ctx: BtfTracePointContext) -> i32 {
     if let Some(socket) = socket_state(ctx.arg(0))
-        && let Some(end_seq) = brings_next_bytes(ctx.arg(0), ctx.arg(1))
+        && let Some((bytes, end_seq)) = brings_next_bytes(ctx.arg(0), ctx.arg(1))
     {
+        match opening::begins_anew(socket, bytes) {
+            Some(true) => socket.arrival_ns = 0,
+            Some(false) if socket.arrival_ns != 0 => return 0,
+            _ => {}
+        }
         let now_ns = stamp(socket);
         if is_multiplexed(socket) {
             note(socket, now_ns, end_seq);
@@ -35,15 +41,16 @@ pub fn arrival_ready(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The sequence number behind a segment with bytes that can be read at once; `None` for acknowledgements, repeats and
-/// what comes out of order.
+/// How many bytes a segment brings that can be read at once, and the sequence number behind them; `None` for
+/// acknowledgements, repeats and what comes out of order.
 #[inline(always)]
-fn brings_next_bytes(sk: *const c_void, skb: *const c_void) -> Option<u32> {
+fn brings_next_bytes(sk: *const c_void, skb: *const c_void) -> Option<(u32, u32)> {
     // `tcp_skb_cb` begins with `seq` and `end_seq` (include/net/tcp.h).
     // SAFETY: the helper checks the address; `tcp` is what the verifier knows as a `tcp_sock`.
     let ([seq, end_seq], next) =
         unsafe { (probe_field::<[u32; 2]>(skb, &SKB_CB), field::<u32>(tcp(sk)?, &TCP_RCV_NXT)) };
-    (next.wrapping_sub(seq) as i32 >= 0 && end_seq.wrapping_sub(next) as i32 > 0).then_some(end_seq)
+    let bytes = end_seq.wrapping_sub(next);
+    (next.wrapping_sub(seq) as i32 >= 0 && bytes.cast_signed() > 0).then_some((bytes, end_seq))
 }
 
 /// Remembers when this segment arrived, unless too many wait to be read.

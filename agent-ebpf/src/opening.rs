@@ -70,6 +70,14 @@ pub fn may_be_message(socket: &mut Socket, now_ns: u64) -> bool {
     may_be
 }
 
+/// Whether a segment that brings so many bytes begins what is unread anew: the first response behind a handshake may come
+/// while session tickets are unread, the end announced belongs to what came before it. `None` where this is not to be asked.
+#[inline(always)]
+pub fn begins_anew(socket: &Socket, bytes: u32) -> Option<bool> {
+    let asked = socket.opening == OPENING_FIRST && socket.role != ROLE_ACCEPTED;
+    asked.then(|| !is_alert(u64::from(bytes)))
+}
+
 /// More was read of a message. Behind a handshake what came before may have been the end of that.
 #[inline(always)]
 pub fn read_more(used: &Used<'_>, arrival_ns: u64, now_ns: u64) {

@@ -21,6 +21,7 @@
 mod bytes;
 mod detour;
 mod left;
+mod openers;
 mod own;
 mod prompt;
 mod several;
@@ -31,6 +32,7 @@ use crate::pending::{BATCH, Claim, ENTRIES, Pending, position_of, tag_at};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 use bytes::Flow;
+use openers::Openers;
 pub use own::Move;
 use prompt::Prompt;
 pub use several::Latest;
@@ -88,6 +90,7 @@ pub struct Lane<W> {
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     prompt: Prompt<W>,
+    openers: Openers<W>,
     /// What multiplexed connections have brought and carried on, by direction.
     flows: [Flow<W>; 2],
     /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
@@ -149,35 +152,46 @@ impl<W: Word> Lane<W> {
         let tag = self.pending[RESPONSE].push(arrival_ns, read_ns, downstream, upstream)?;
         if let Some(place) = self.upstreams.get(upstream) {
             place.response.store(tag);
-            self.upstreams.give_back(upstream);
+            if !self.openers.close_at_once() {
+                self.upstreams.give_back(upstream);
+            }
         }
         self.note_read(RESPONSE, tag);
         self.note_to_write(RESPONSE);
         Some(tag)
     }
 
-    /// A new connection: for the oldest request for which none was free. Returns its name.
+    /// A new connection: for the oldest request of this turn for which none was free, else of an earlier one, which may have
+    /// waited for something else. Returns its name.
     #[inline(always)]
     pub fn connect(&self) -> u64 {
         let name = self.upstreams.join();
+        let head = self.pending[REQUEST].head.load();
+        let of_turn = self.turn_start[REQUEST].load().max(self.waiting.load()).max(head);
+        let tag = self.without_upstream(of_turn);
+        let tag = if tag == 0 { self.without_upstream(head) } else { tag };
+        if tag != 0 {
+            self.foresee(tag, name);
+            if let Some(place) = self.upstreams.get(name) {
+                place.opened_for.store(tag);
+            }
+            self.waiting.store(position_of(tag) + 1);
+        }
+        name
+    }
+
+    /// The tag of the oldest request at a position or behind it for which no connection was free, of the few that are looked
+    /// at; 0 if there is none.
+    #[inline(always)]
+    fn without_upstream(&self, position: u64) -> u64 {
         let set = &self.pending[REQUEST];
-        let mut position = self.waiting.load().max(set.head.load());
-        for _ in 0..4 {
-            let Some(tag) = set.live_tag(position) else {
-                if position < set.tail.load() {
-                    position += 1;
-                    continue;
-                }
-                break;
-            };
-            position += 1;
-            if set.entry(position - 1).pooled.load() == 0 {
-                self.foresee(tag, name);
-                break;
+        let mut found = 0;
+        for position in position..position + 4 {
+            if found == 0 && set.entry(position).pooled.load() == 0 {
+                found = set.live_tag(position).unwrap_or(0);
             }
         }
-        self.waiting.store(position);
-        name
+        found
     }
 
     #[inline(always)]
@@ -217,10 +231,15 @@ impl<W: Word> Lane<W> {
         let next_downstream = set.next_in_order();
         let habit = set.blur(order.habit() as u64);
         let place = self.upstreams.get(upstream);
-        // A connection that has just opened is for who has waited longest.
         let first = place.is_some_and(|place| place.carries.load() == 0);
+        if let Some(place) = place
+            && !first
+        {
+            self.openers.note_reuse(place);
+        }
         let foreseen = match place {
-            Some(place) if habit == Habit::Pool as u64 && !first => place.pooled.load(),
+            Some(place) if first => self.openers.foresee(place),
+            Some(place) if habit == Habit::Pool as u64 => place.pooled.load(),
             Some(place) if habit == Habit::Usual as u64 => place.usual.load(),
             _ => 0,
         };
@@ -293,6 +312,9 @@ impl<W: Word> Lane<W> {
                 pool: in_turn(pooled) != 0,
                 usual: in_turn(usual) != 0,
             });
+        }
+        if self.upstreams.get(pooled).is_some_and(|opened| opened.opened_for.load() == request) {
+            self.openers.note_return(pooled == upstream, in_turn(pooled) != 0, in_turn(upstream) != 0);
         }
         let habit = set.blur(order.habit() as u64);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
@@ -481,6 +503,7 @@ impl<W: Word> Lane<W> {
         self.continued_ns.store(0);
         self.latest.iter().for_each(Latest::forget);
         self.prompt.forget();
+        self.openers.forget();
         self.flows.iter().for_each(Flow::forget);
         self.shared.store(0);
         self.gone.store(0);

@@ -32,6 +32,10 @@ pub struct Upstream<W> {
     pub(crate) closed: W,
     /// Tag of the request that took it off the stack.
     pub(crate) pooled: W,
+    /// Tag of the request that it was opened for.
+    pub(crate) opened_for: W,
+    /// 1 once a second request was written to it.
+    pub(crate) reused: W,
     /// Tag of the request that came from where its last response went.
     pub(crate) usual: W,
     /// Tag of its latest response.
@@ -90,6 +94,8 @@ impl<W: Word> Upstreams<W> {
             &place.free,
             &place.closed,
             &place.pooled,
+            &place.opened_for,
+            &place.reused,
             &place.usual,
             &place.response,
             &place.carries,

@@ -9,7 +9,7 @@ use crate::upstreams::NOWHERE;
 use crate::word::Word;
 
 /// How many requests read since an answer of the proxy's own are looked at: a turn of some hundred connections.
-const MOVE_STEPS: u64 = 64;
+const MOVE_STEPS: u64 = 128;
 /// How many connections given back since.
 const GIVE_STEPS: u64 = 32;
 
@@ -103,7 +103,11 @@ impl<W: Word> Lane<W> {
     /// Says that the connection `upstream` has closed. Any CPU may do this, and again.
     #[inline(always)]
     pub fn close(&self, upstream: u64) {
-        if let Some(place) = self.upstreams.close(upstream)
+        let closed = self.upstreams.close(upstream);
+        if let Some(place) = closed {
+            self.openers.note_closed(place);
+        }
+        if let Some(place) = closed
             && place.asked.load() != 0
         {
             self.count_gone(u64::MAX);

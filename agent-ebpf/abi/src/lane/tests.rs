@@ -44,6 +44,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         gone: AtomicU64::default(),
         latest: Default::default(),
         prompt: Prompt::default(),
+        openers: Openers::default(),
         flows: Default::default(),
         order: Default::default(),
     })
