@@ -2,7 +2,8 @@
 //!
 //! The proxy of the server logs the secrets of its TLS connections, which are those of the client's proxy too. Envoy
 //! has an option for that. `HAProxy` keeps them for its log format, and its log is theirs: one line with the first
-//! request of each connection, nothing for the others.
+//! request of each connection, nothing for the others. It goes two ways, since a thread that finds the other one writing
+//! leaves its line out: some in ten thousand.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -204,7 +205,7 @@ fn haproxy_commands(
             server,
             &haproxy::Config {
                 bind: &words(&certificates.server),
-                global: "tune.ssl.keylog on\n    log stdout len 4096 format raw local0",
+                global: "tune.ssl.keylog on\n    log stdout len 4096 format raw local0\n    log stderr len 4096 format raw local0",
                 frontend: &format!(
                     "log global
     log-format \"{}\"

@@ -61,6 +61,12 @@ impl Latencies {
         let at = |rank: u64| self.sorted_ns.get(usize::try_from(rank - 1).ok()?).copied();
         Some([at(rank.saturating_sub(ranks).max(1))?, at((rank + ranks).min(self.count()))?])
     }
+
+    /// The sum of so many of the longest, or of all, ns.
+    pub fn longest_ns(&self, messages: u64) -> u128 {
+        let longest = self.sorted_ns.iter().rev();
+        longest.zip(0..messages).map(|(&latency_ns, _)| u128::from(latency_ns)).sum()
+    }
 }
 
 #[cfg(test)]
@@ -93,5 +99,11 @@ mod tests {
         assert_eq!(around(10, 999, 3), Some([7, 10]));
         assert_eq!(around(10, 100, 3), Some([1, 4]));
         assert_eq!(around(0, 500, 3), None);
+    }
+
+    #[test]
+    fn the_longest_are_summed() {
+        let three: Latencies = [20, 10, 90].into_iter().collect();
+        assert_eq!([0, 1, 2, 4].map(|messages| three.longest_ns(messages)), [0, 90, 110, 120]);
     }
 }
