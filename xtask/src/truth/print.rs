@@ -32,6 +32,8 @@ struct Line<'a> {
     rate: Option<f64>,
     seconds: f64,
     within: bool,
+    /// Whether it was outside at first, and measured twice more.
+    again: bool,
     /// Requests answered; nothing where it could not be measured.
     requests: Option<u64>,
     /// Messages in the packets, both directions.
@@ -62,6 +64,7 @@ pub fn line(outcome: &Outcome) -> Result<String> {
         rate: cell.rate,
         seconds: cell.duration.as_secs_f64(),
         within: outcome.wrong() == 0,
+        again: outcome.again,
         requests: measured.map(|measured| measured.load.requests),
         wire: measured.map(|measured| measured.wire),
         matching: measured.and_then(|measured| measured.matching.as_ref()),

@@ -21,8 +21,11 @@ pub struct Table {
 struct Row {
     proxy: ProxyKind,
     protocol: Protocol,
+    /// Those that are judged.
     cells: usize,
     within: usize,
+    /// Of those within, how many were outside at first.
+    again: usize,
     worst: Option<Worst>,
     /// Of all cells together.
     classes: Matching,
@@ -46,12 +49,15 @@ impl Table {
         let known = self.rows.iter().position(|row| (row.proxy, row.protocol) == (proxy, protocol));
         let place = known.unwrap_or_else(|| {
             let classes = Matching::default();
-            self.rows.push(Row { proxy, protocol, cells: 0, within: 0, worst: None, classes });
+            self.rows.push(Row { proxy, protocol, cells: 0, within: 0, again: 0, worst: None, classes });
             self.rows.len() - 1
         });
         let row = &mut self.rows[place];
-        row.cells += 1;
-        row.within += usize::from(outcome.wrong() == 0);
+        if verdict::judges(&outcome.cell) {
+            row.cells += 1;
+            row.within += usize::from(outcome.wrong() == 0);
+            row.again += usize::from(outcome.wrong() == 0 && outcome.again);
+        }
         let Ok(measured) = &outcome.measured else { return };
         if let Some(matching) = &measured.matching {
             row.classes.add(matching);
@@ -78,11 +84,12 @@ impl Table {
 
 impl Row {
     fn line(&self) -> String {
-        let Self { proxy, protocol, cells, within, .. } = self;
+        let Self { proxy, protocol, cells, within, again, .. } = self;
+        let again = if *again == 0 { String::new() } else { format!(", {again} again") };
         let within = match within {
-            _ if !verdict::judges(*proxy, *protocol) => "not judged".to_owned(),
-            all if all == cells => format!("{all} of {cells}"),
-            some => format!("{some} of {cells} !"),
+            _ if *cells == 0 => "not judged".to_owned(),
+            all if all == cells => format!("{all} of {cells}{again}"),
+            some => format!("{some} of {cells}{again} !"),
         };
         let worst = self.worst.as_ref().map_or_else(
             || "- | -".to_owned(),
@@ -155,7 +162,7 @@ mod tests {
             duration: Duration::from_secs(3),
             family: Family::V4,
         };
-        Outcome { cell, measured: measured.ok_or_else(|| "the wire is no truth".to_owned()) }
+        Outcome { cell, measured: measured.ok_or_else(|| "the wire is no truth".to_owned()), again: false }
     }
 
     #[test]
