@@ -77,11 +77,12 @@ impl<W: Word> Pending<W> {
         drained.done = self.blur(done);
     }
 
-    /// When the message at this position arrived and was read, if the connection of that mark drained it.
+    /// When the message at this position arrived and was read, if the connection of that mark drained it; once. Threads that share
+    /// a lane may set the front back, so that a position is come to again.
     #[inline(always)]
     pub fn drained(&self, position: u64, mark: u64) -> Option<(u64, u64)> {
         let entry = self.entry(position);
-        let own = entry.tag.load() == tag(position, CLAIMED) && entry.upstream.load() == mark;
+        let own = entry.tag.load() == tag(position, CLAIMED) && entry.upstream.swap_if(mark, 0);
         own.then(|| (entry.arrival_ns.load(), entry.read_ns.load()))
     }
 
