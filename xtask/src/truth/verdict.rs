@@ -16,6 +16,8 @@ const AMBIGUOUS_SHARE: f64 = 0.5;
 /// With more connections to a worker, and so large a share ambiguous, event loops have bounds of their own.
 const CROWD: u32 = 64;
 const CROWDED_SHARE: f64 = 0.9;
+/// Bodies of so many bytes take many reads and writes.
+const LONG_BYTES: usize = 64 << 10;
 /// With so many streams at a time to a connection one segment brings several requests.
 const MANY_STREAMS: u32 = 10;
 /// With more streams at a time to a worker each round of its loop takes hundreds of them.
@@ -29,6 +31,8 @@ const PER_MILLE: [u64; 4] = [500, 900, 990, 999];
 /// percentile may become that of as many messages drawn again, so many standard errors of its rank away (the rank's variance
 /// is that of a binomial count, `n q (1 - q)`).
 const ERRORS: u64 = 3;
+/// A percentile with fewer messages beyond it says where one of them was, and is not judged.
+const BEYOND: u64 = 10;
 /// One message in so many changes places as well because something came between the capture's stamp and the agent's. Seen
 /// with nginx and TCP, every message exact: p99.9 of 47,000 was 85 us off, of 4 ms.
 const STAMPED_APART: u64 = 100;
@@ -57,9 +61,17 @@ impl Bounds {
     /// first shows only in part. agent/DECISIONS.md, 29.
     const CROWDED: Self =
         Self { stats: [0.05, 0.05, 0.05, 0.10, 0.20], count: 0.002, unmatched: 0.002, learning: 1 };
+    /// The same with twice as many, in one of whose rounds the kernel hands over less than there is.
+    const PACKED: Self = Self { stats: [0.20, 0.20, 0.20, 0.45, 0.45], ..Self::CROWDED };
+    /// Where a worker has so many connections and each message takes many reads and writes, which interleave with those of
+    /// others. agent/DECISIONS.md, 30.
+    const LONG: Self = Self { stats: [0.05, 0.15, 0.10, 0.25, 0.45], ..Self::CROWDED };
     /// Where several messages are under way on a connection, which only their contents tell apart: agent/DECISIONS.md, 16.
     const MULTIPLEXED: Self =
         Self { stats: [0.20, 0.20, 0.20, 0.30, f64::INFINITY], count: 0.10, unmatched: 0.01, learning: 4 };
+    /// The same with so many connections to a worker.
+    const MULTIPLEXED_CROWD: Self =
+        Self { stats: [0.45, 0.45, 0.45, 0.60, f64::INFINITY], ..Self::MULTIPLEXED };
     /// The same where control records and messages share segments, so that bytes do not tell how many there are:
     /// agent/DECISIONS.md, 30.
     const MIXED: Self = Self { stats: [0.50, 0.50, 0.60, 0.60, f64::INFINITY], ..Self::MULTIPLEXED };
@@ -71,14 +83,20 @@ impl Bounds {
     /// The bounds of a combination, of whose messages so many were ambiguous.
     pub fn of(cell: &Cell, matching: &Matching) -> Self {
         let ambiguous = matching.ambiguous as f64 / matching.matched().max(1) as f64;
+        let full = cell.rate.is_none() && cell.connections >= CROWD * cell.workers;
         let crowded = is_crowd(cell) && ambiguous >= CROWDED_SHARE;
+        let packed = cell.connections > 2 * CROWD * cell.workers && ambiguous >= AMBIGUOUS_SHARE;
         match cell.protocol {
             _ if !judges(cell) => Self::NOT_JUDGED,
             Protocol::MtlsH2 if cell.proxy == ProxyKind::Haproxy && ambiguous >= AMBIGUOUS_SHARE => {
                 Self::MIXED
             }
-            protocol if protocol.multiplexes() && ambiguous >= AMBIGUOUS_SHARE => Self::MULTIPLEXED,
+            protocol if protocol.multiplexes() && ambiguous >= AMBIGUOUS_SHARE => {
+                if full { Self::MULTIPLEXED_CROWD } else { Self::MULTIPLEXED }
+            }
             _ if cell.proxy.hands_over() => Self::HANDED_OVER,
+            Protocol::H1Body(bytes) | Protocol::H1Chunked(bytes) if full && bytes >= LONG_BYTES => Self::LONG,
+            _ if packed => Self::PACKED,
             _ if crowded => Self::CROWDED,
             _ => Self::BUDGET,
         }
@@ -138,17 +156,23 @@ pub fn bounds_in_words() -> String {
     format!(
         "Within: every number as near to the packets' as {} us or a share of it, whichever is more: {}. A percentile of \
          messages with several possible causes may be {ERRORS} standard errors of its rank further away, since these may have \
-         changed places. Where threads hand work to each other (Go, hyper): {}. With more than {CROWD} connections a worker \
-         and {:.0} % of the messages ambiguous: {}. Where a protocol has several messages \
+         changed places; with fewer than {BEYOND} messages beyond it it is not judged. Where threads hand work to each other (Go, hyper): {}. With more than {CROWD} connections a worker \
+         and {:.0} % of the messages ambiguous: {}; with more than {} and {:.0} % ambiguous: {}; with {CROWD} or more and bodies of \
+         64 KiB or more: {}. Where a protocol has several messages \
          under way on a connection and {:.0} % of them are ambiguous: {}, of bursts (what came in one packet and left \
-         in one, or on one such connection); between two HAProxy: {}. {UNJUDGED} Worst: the number that uses most of its bound.",
+         in one, or on one such connection); with {CROWD} connections a worker or more: {}; between two HAProxy: {}. {UNJUDGED} Worst: the number that uses most of its bound.",
         BUDGET_NS / 1e3,
         Bounds::BUDGET.in_words(),
         Bounds::HANDED_OVER.in_words(),
         CROWDED_SHARE * 100.0,
         Bounds::CROWDED.in_words(),
+        2 * CROWD,
+        AMBIGUOUS_SHARE * 100.0,
+        Bounds::PACKED.in_words(),
+        Bounds::LONG.in_words(),
         AMBIGUOUS_SHARE * 100.0,
         Bounds::MULTIPLEXED.in_words(),
+        Bounds::MULTIPLEXED_CROWD.in_words(),
         Bounds::MIXED.in_words()
     )
 }
@@ -232,18 +256,19 @@ impl Matching {
         self.in_flight += other.in_flight;
         self.local += other.local;
         for (reason, count) in &other.lost {
-            *self.lost.entry(reason.clone()).or_default() += count;
+            let sum = self.lost.entry(reason.clone()).or_default();
+            *sum = sum.saturating_add(*count);
         }
     }
 
     /// Messages without a cause.
     pub fn causeless(&self) -> u64 {
-        self.unmatched + self.lost.values().sum::<u64>()
+        self.lost.values().fold(self.unmatched, |sum, &lost| sum.saturating_add(lost))
     }
 
     /// Everything that is wrong with the classes, given how many messages were on the wire.
     pub fn failures(&self, wire: u64, connections: u32, bounds: Bounds) -> Vec<String> {
-        let sum = self.matched() + self.causeless() + self.in_flight;
+        let sum = self.matched().saturating_add(self.causeless()).saturating_add(self.in_flight);
         let mut failures = Vec::new();
         if sum != self.seen {
             failures.push(format!("the classes sum to {sum}, not to the {} messages seen", self.seen));
@@ -253,7 +278,8 @@ impl Matching {
         if self.seen.abs_diff(wire) as f64 > bounds.count * wire as f64 + learning {
             failures.push(format!("the agent saw {} messages, the wire had {wire}", self.seen));
         }
-        if ((self.seen - self.matched()) as f64) > bounds.unmatched * self.seen as f64 + learning {
+        if (self.seen.saturating_sub(self.matched()) as f64) > bounds.unmatched * self.seen as f64 + learning
+        {
             failures.push(format!(
                 "only {} of {} messages are matched: {} unmatched, lost {:?}, {} in flight",
                 self.matched(),
@@ -292,7 +318,7 @@ impl Document {
             failures.push(format!("the agent has {} {name}s, the wire {}", hop.count, wire.count()));
         }
         let Matching { seen, exact, .. } = self.matching;
-        let unsure = seen - exact;
+        let unsure = seen.saturating_sub(exact);
         let judged = Judged {
             shares: bounds.stats,
             moved: (wire.count() * unsure / seen.max(1)).max(wire.count() / STAMPED_APART),
@@ -328,6 +354,9 @@ impl Judged {
             return wire.mean_ns().map(|mean_ns| learned_ns + BUDGET_NS.max(mean_ns * share));
         };
         let per_mille = PER_MILLE[percentile];
+        if wire.count() * (1000 - per_mille) < BEYOND * 1000 {
+            return Some(f64::INFINITY);
+        }
         let drawn_again = ERRORS * (self.moved * per_mille * (1000 - per_mille)).isqrt() / 1000;
         let ranks = drawn_again + self.learned;
         let wire_ns = wire.quantile_ns(PER_MILLE[percentile])? as f64;
@@ -396,8 +425,9 @@ mod tests {
     #[test]
     fn the_budget_is_2_us_or_1_percent() {
         let within = |wire_ns: [u64; 2]| {
-            let (comparisons, failures) =
-                certain(HOP).compare(1, Direction::Request, &wire(&wire_ns), 0, Bounds::BUDGET);
+            let hop = certain(&HOP.replace("\"count\": 2,", "\"count\": 20000,"));
+            let wire = wire(&[vec![wire_ns[0]; 12_000], vec![wire_ns[1]; 8_000]].concat());
+            let (comparisons, failures) = hop.compare(1, Direction::Request, &wire, 0, Bounds::BUDGET);
             assert_eq!(failures, Vec::<String>::new());
             comparisons.into_iter().map(|one| (one.stat, one.within)).collect::<Vec<_>>()
         };
@@ -442,6 +472,18 @@ mod tests {
         );
         assert!(judged(ProxyKind::Envoy, Protocol::MtlsH1Close, 128));
         assert!(!judged(ProxyKind::Haproxy, Protocol::MtlsH1Close, 1));
+    }
+
+    #[test]
+    fn a_percentile_needs_messages_beyond_it() {
+        let bounded = |count: u64| {
+            let (comparisons, _) =
+                certain(HOP).compare(1, Direction::Request, &(1..=count).collect(), 0, Bounds::BUDGET);
+            comparisons.into_iter().map(|one| one.bound_us.is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(bounded(10_000), [true; 5]);
+        assert_eq!(bounded(9_999), [true, true, true, true, false]);
+        assert_eq!(bounded(999), [true, true, true, false, false]);
     }
 
     #[test]
