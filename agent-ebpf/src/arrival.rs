@@ -5,18 +5,20 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{NOTED, Socket};
+use smp_agent_abi::layout::{NO_PROXY, NOTED, Socket};
 
 use crate::maps::socket_state;
 use crate::offsets::{SKB_CB, TCP_RCV_NXT, field, probe_field};
-use crate::opening;
 use crate::socket::{is_multiplexed, tcp};
+use crate::{cost, opening};
 
 /// `tcp_probe(sk, skb)`: a segment reaches an established connection, in softirq or, from the backlog, in a
 /// system call. Bytes that come with the end of the handshake do not pass here: see `established_ns`.
 #[btf_tracepoint(function = "tcp_probe")]
 pub fn arrival(ctx: BtfTracePointContext) -> i32 {
-    if let Some(socket) = socket_state(ctx.arg(0))
+    let socket = socket_state(ctx.arg(0));
+    cost::serve(socket.as_ref().map_or(NO_PROXY, |socket| socket.proxy_slot));
+    if let Some(socket) = socket
         && let Some((bytes, end_seq)) = brings_next_bytes(ctx.arg(0), ctx.arg(1))
     {
         match opening::begins_anew(socket, bytes) {
@@ -35,7 +37,9 @@ pub fn arrival(ctx: BtfTracePointContext) -> i32 {
 /// `sk_data_ready(sk)`: bytes are ready on a socket; the fallback, some tenths of a microsecond later.
 #[btf_tracepoint(function = "sk_data_ready")]
 pub fn arrival_ready(ctx: BtfTracePointContext) -> i32 {
-    if let Some(socket) = socket_state(ctx.arg(0)) {
+    let socket = socket_state(ctx.arg(0));
+    cost::serve(socket.as_ref().map_or(NO_PROXY, |socket| socket.proxy_slot));
+    if let Some(socket) = socket {
         stamp(socket);
     }
     0

@@ -14,6 +14,8 @@
 #[cfg(target_arch = "bpf")]
 mod arrival;
 #[cfg(target_arch = "bpf")]
+mod cost;
+#[cfg(target_arch = "bpf")]
 mod departure;
 #[cfg(target_arch = "bpf")]
 mod lane;

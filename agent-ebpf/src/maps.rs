@@ -8,7 +8,9 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, Stack};
 use smp_agent_abi::lane::{self, Recent};
-use smp_agent_abi::layout::{Destination, LOSSES, Loss, Series, Socket, Tally};
+use smp_agent_abi::layout::{
+    Cost, Destination, Direction, LOSSES, Loss, Running, SERIES_PER_PROXY, Series, Socket, Tally, TaskTimes,
+};
 
 use crate::word::Atomic;
 
@@ -30,9 +32,15 @@ pub struct Moves {
 #[btf_map]
 pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 #[map]
-pub static SERIES: Array<Series> = Array::with_max_entries(9, 0);
+pub static SERIES: Array<Series> = Array::with_max_entries(SERIES_PER_PROXY as u32, 0);
 #[map]
 pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static RUNNING: PerCpuArray<Running> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static TASKS: LruHashMap<u32, TaskTimes> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static PROXIES: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 #[map]
@@ -92,6 +100,24 @@ impl Counters {
     pub fn add(&self, counter: fn(*mut Tally) -> *mut u64, amount: u64) {
         use smp_agent_abi::word::Word as _;
         Atomic::at(counter(self.0)).add(amount);
+    }
+
+    /// So many bytes read, of messages that go this way.
+    #[inline(always)]
+    pub fn add_read(&self, direction: Direction, bytes: u64) {
+        use smp_agent_abi::word::Word as _;
+        // SAFETY: a direction is below 2.
+        Atomic::at(unsafe { (&raw mut (*self.0).read_bytes).cast::<u64>().add(direction as usize) })
+            .add(bytes);
+    }
+
+    /// So many bytes written, of messages that go this way.
+    #[inline(always)]
+    pub fn add_written(&self, direction: Direction, bytes: u64) {
+        use smp_agent_abi::word::Word as _;
+        // SAFETY: as above.
+        Atomic::at(unsafe { (&raw mut (*self.0).written_bytes).cast::<u64>().add(direction as usize) })
+            .add(bytes);
     }
 
     /// One message lost.

@@ -76,11 +76,28 @@ offsets! {
     TASK_PID;
     /// `task_struct.tgid`: process id, u32.
     TASK_TGID;
+    /// `task_struct.utime`: time the tick found it in user mode, u64 ns.
+    TASK_UTIME;
+    /// `task_struct.stime`: ... and in the kernel, u64 ns.
+    TASK_STIME;
+    /// `task_struct.sched_info.run_delay`: time it was ready and did not run, u64 ns.
+    TASK_RUN_DELAY;
+    /// `task_struct.se.sum_exec_runtime`: time it ran, u64 ns.
+    TASK_RAN;
 }
 
 /// Not 0 where the write hook runs after the send: then the departure comes before the write.
 #[unsafe(no_mangle)]
 pub static WRITE_AFTER_DEPARTURE: Global<u64> = Global::new(0);
+
+/// Not 0 where the kernel counts interrupts and softirqs apart from the task that they interrupt
+/// (`CONFIG_IRQ_TIME_ACCOUNTING`).
+#[unsafe(no_mangle)]
+pub static IRQ_TIME_APART: Global<u64> = Global::new(0);
+
+/// Slot in the `COSTS` map of all tasks that are no proxy's; idle is behind it.
+#[unsafe(no_mangle)]
+pub static OTHERS_SLOT: Global<u64> = Global::new(0);
 
 /// Byte of a `tcp_sock` that says whether it is transparent (`IP_TRANSPARENT`).
 #[unsafe(no_mangle)]

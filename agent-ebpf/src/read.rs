@@ -33,7 +33,7 @@ pub fn read(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn read_return(ctx: BtfTracePointContext) -> i32 {
     if ctx.arg::<i32>(1) > 0 {
-        on_return(ctx.arg(0));
+        on_return(ctx.arg(0), ctx.arg::<i32>(1) as u64);
     }
     0
 }
@@ -53,6 +53,7 @@ fn on_copied(sk: *const c_void) -> Option<()> {
     if taken == 0 || taken == 1 && is_end(sk, tcp, copied_seq) {
         return None;
     }
+    used.counters.add_read(used.inbound(), u64::from(taken));
     on_read(tcp, used, before)
 }
 
@@ -87,8 +88,9 @@ fn is_end(sk: *const c_void, tcp: *const c_void, copied_seq: u32) -> bool {
 }
 
 #[inline(always)]
-fn on_return(sk: *const c_void) -> Option<()> {
+fn on_return(sk: *const c_void, taken: u64) -> Option<()> {
     let (tcp, used) = (tcp(sk)?, in_use(sk)?);
+    used.counters.add_read(used.inbound(), taken);
     let (before, _) = note_copied(tcp, used.socket)?;
     on_read(tcp, used, before)
 }

@@ -77,6 +77,7 @@ fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
 #[inline(always)]
 fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let mut used = in_use(sk)?;
+    used.counters.add_written(used.outbound(), size as u64);
     if is_multiplexed(used.socket) {
         return several::on_write(sk, used, size);
     }

@@ -1,15 +1,22 @@
 //! `overhead.json`: everything one window on one node has to say. A pure function of the window.
 
+mod cost;
 mod warning;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::cgroup::Container;
 use crate::histogram::Histogram;
 use crate::hop::{Direction, SERIES, Segment};
+use crate::identity::Identity;
+use crate::memory::Memory;
 use crate::node::Node;
 use crate::probe::Verdict;
 use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, UnixConnections, Window};
+
+use cost::Measured;
+pub use cost::{Cpu, NodeCost, PerRequest, Requests, Shares, Wait};
 
 /// Version of the document's shape: a field that changes meaning or leaves makes it greater.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -28,8 +35,8 @@ pub struct Document {
     pub agent_version: String,
     /// When.
     pub window: Span,
-    /// Where.
-    pub node: Node,
+    /// Where, and what the node used.
+    pub node: DocumentNode,
     /// With which programs.
     pub hooks: Vec<Hook>,
     /// Which proxies were there, idle ones included.
@@ -41,6 +48,17 @@ pub struct Document {
     /// What measuring cost.
     #[serde(rename = "self")]
     pub self_cost: SelfCost,
+}
+
+/// The node and what it used in the window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DocumentNode {
+    /// Which one.
+    #[serde(flatten)]
+    pub identity: Node,
+    /// What it used.
+    #[serde(flatten)]
+    pub cost: NodeCost,
 }
 
 /// The window's edges: first instant in it and first instant after it, UTC.
@@ -61,15 +79,15 @@ pub struct Hook {
     pub program: &'static str,
     /// Its tracepoint, or the function at whose entry it runs.
     pub hook: &'static str,
-    /// `attached`, `not_needed`, `unsupported` or `failed`.
+    /// `attached`, `not_needed`, `unsupported`, `failed` or `given_up`.
     pub verdict: &'static str,
-    /// Why it is unsupported or failed.
+    /// Why it is not attached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// One proxy and the classes of its messages, both directions together.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One proxy, the classes of its messages, both directions together, and what it cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ProxyMatching {
     /// Executable's base name.
     pub proxy: String,
@@ -82,6 +100,19 @@ pub struct ProxyMatching {
     /// Its connections that are not measured; absent without any.
     #[serde(skip_serializing_if = "UnixConnections::is_empty")]
     pub unix_connections: UnixConnections,
+    /// What it is, as far as it shows.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// Its container, as far as its control group tells.
+    #[serde(flatten)]
+    pub container: Container,
+    /// CPU time; absent where it is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// Memory.
+    pub memory: Memory,
+    /// What went through it, and CPU time for each request.
+    pub requests: Requests,
 }
 
 /// One distribution of latencies, ns.
@@ -132,6 +163,8 @@ pub struct SelfCost {
     pub cpu_ns: u64,
     /// Resident set at the end, bytes.
     pub rss_bytes: u64,
+    /// Memory of the programs' maps in the kernel, bytes.
+    pub map_bytes: u64,
 }
 
 impl Document {
@@ -139,15 +172,21 @@ impl Document {
     pub fn new(window: &Window, node: Node, run_id: &str, agent_version: &str) -> Self {
         let mut matching = Matching::default();
         window.proxies.iter().for_each(|proxy| matching.add(&proxy.matching));
+        let measured = Measured::in_window(window);
+        let seconds = window.seconds();
         Self {
             schema_version: SCHEMA_VERSION,
             warnings: warning::of(window),
             run_id: run_id.to_owned(),
             agent_version: agent_version.to_owned(),
-            window: Span { start: window.opened, end: window.closed, seconds: window.seconds() },
-            node,
+            window: Span { start: window.opened, end: window.closed, seconds },
+            node: DocumentNode { identity: node, cost: NodeCost::new(window, measured) },
             hooks: window.programs.iter().map(Hook::new).collect(),
-            proxies: window.proxies.iter().map(ProxyMatching::new).collect(),
+            proxies: window
+                .proxies
+                .iter()
+                .map(|proxy| ProxyMatching::new(proxy, seconds, measured))
+                .collect(),
             hops: window.proxies.iter().flat_map(hops).collect(),
             matching,
             self_cost: SelfCost::new(&window.programs, window.self_use),
@@ -163,14 +202,21 @@ impl Hook {
 }
 
 impl ProxyMatching {
-    fn new(proxy_window: &ProxyWindow) -> Self {
-        let Proxy { name, pid, exe, .. } = &proxy_window.proxy;
+    fn new(proxy_window: &ProxyWindow, seconds: f64, measured: Measured) -> Self {
+        let Proxy { name, pid, exe, container, identity, .. } = &proxy_window.proxy;
+        let cpu = Cpu::new(proxy_window, seconds, measured);
+        let requests = Requests::new(proxy_window, cpu.as_ref(), seconds);
         Self {
             proxy: name.clone(),
             pid: *pid,
             exe: exe.to_string_lossy().into_owned(),
             matching: proxy_window.matching.clone(),
             unix_connections: proxy_window.unix,
+            identity: identity.clone(),
+            container: container.clone(),
+            cpu,
+            memory: proxy_window.cost.memory,
+            requests,
         }
     }
 }
@@ -211,6 +257,7 @@ impl SelfCost {
             bpf_missed: programs.iter().map(|run| run.missed).sum(),
             cpu_ns: self_use.cpu_ns,
             rss_bytes: self_use.rss_bytes,
+            map_bytes: self_use.map_bytes,
         }
     }
 }
@@ -222,6 +269,7 @@ pub(crate) fn verdict_and_reason(verdict: &Verdict) -> (&'static str, Option<&st
         Verdict::NotNeeded => ("not_needed", None),
         Verdict::Unsupported(reason) => ("unsupported", Some(reason)),
         Verdict::Failed(reason) => ("failed", Some(reason)),
+        Verdict::GivenUp(reason) => ("given_up", Some(reason)),
     }
 }
 

@@ -1,58 +1,117 @@
 //! The only reader of the kernel's maps: counters in, [`Snapshot`]s out.
 
 use std::collections::BTreeMap;
+use std::fs;
 
-use jiff::Timestamp;
 use procfs::process::Process;
-use smp_agent_abi::layout::{LOSS_NAMES, SERIES_PER_PROXY, Series, Tally};
+use smp_agent_abi::layout::{
+    COST_SLOTS_BESIDE, Cost, Direction, HOP_SERIES, LOSS_NAMES, SERIES_PER_PROXY, Series, Tally, wait_series,
+};
 use smp_agent_abi::names;
 
+use crate::cgroup::Throttling;
+use crate::clock::Instant;
+use crate::cost::{self, CpuBeside, CpuCost};
 use crate::histogram::{Exact, Histogram};
+use crate::memory::Memory;
 use crate::probe::{ProbeError, Probes};
-use crate::window::{Matching, Proxy, ProxyWindow, SelfUse, Snapshot, UnixConnections};
+use crate::usage::Usage;
+use crate::window::{Bytes, Matching, Proxy, ProxyCost, ProxyWindow, SelfUse, Snapshot, UnixConnections};
+
+/// What is seen of a proxy beside the kernel half's counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Looked {
+    /// Connections that are not measured.
+    pub unix: UnixConnections,
+    /// Memory.
+    pub memory: Memory,
+    /// What its control group's limit has cost since it is followed.
+    pub throttling: Option<Throttling>,
+}
 
 /// Reads all counters of `proxies`. The order of the reads is that in which the kernel counts, backwards, so
 /// that a message is never in a class without having been seen.
 ///
-/// `unix`, by slot, is what was seen beside the counters.
+/// `looked`, by slot, is what was seen beside the counters.
 pub fn snapshot(
     probes: &Probes,
     proxies: &[Proxy],
-    unix: &[UnixConnections],
-    at: Timestamp,
+    looked: &[Looked],
+    now: Instant,
 ) -> Result<Snapshot, ProbeError> {
-    let read = |proxy: &Proxy| {
+    let (costs, beside) = costs(probes, proxies.len() as u32, now.monotonic_ns)?;
+    let read = |(proxy, counted): (&Proxy, Cost)| {
         let hops = histograms(probes, proxy.slot)?;
-        let matching = matching(probes, proxy.slot)?;
-        let unix = unix.get(proxy.slot as usize).copied().unwrap_or_default();
-        Ok(ProxyWindow { proxy: proxy.clone(), hops, matching, unix })
+        let tally = tally(probes, proxy.slot)?;
+        let Looked { unix, memory, throttling } =
+            looked.get(proxy.slot as usize).copied().unwrap_or_default();
+        let run_queue_wait = histogram(probes, wait_series(proxy.slot))?;
+        let cpu = CpuCost { counted, run_queue_wait };
+        let cost = ProxyCost { cpu, bytes: bytes(&tally), memory, throttling };
+        Ok(ProxyWindow { proxy: proxy.clone(), hops, matching: matching(&tally), unix, cost })
     };
-    let proxies = proxies.iter().map(read).collect::<Result<_, ProbeError>>()?;
-    Ok(Snapshot { at, proxies, programs: probes.runs(), self_use: self_use() })
+    let proxies = proxies.iter().zip(costs).map(read).collect::<Result<_, ProbeError>>()?;
+    let (usage, self_use) = (Usage::read(), self_use());
+    Ok(Snapshot { at: now.at, proxies, programs: probes.runs(), beside, usage, self_use })
 }
 
-fn histograms(probes: &Probes, slot: u32) -> Result<[Histogram; SERIES_PER_PROXY], ProbeError> {
-    let series = probes.series()?;
+/// What the proxies in the first slots cost so far, and the CPUs beside them. Who runs now has run since it was switched to.
+fn costs(probes: &Probes, proxies: u32, now_ns: u64) -> Result<(Vec<Cost>, CpuBeside), ProbeError> {
+    let failed = |map| move |source| ProbeError::Map { map, source };
+    let costs = probes.costs()?;
+    let others = probes.max_proxies();
+    let slots = (0..proxies).chain(others..others + COST_SLOTS_BESIDE);
+    let mut all = Vec::new();
+    for slot in slots.clone() {
+        let mut sum = Cost::default();
+        costs.get(&slot, 0).map_err(failed(names::COSTS))?.iter().for_each(|cpu| cost::add(&mut sum, cpu));
+        all.push(sum);
+    }
+    for cpu in probes.running()?.get(&0, 0).map_err(failed(names::RUNNING))?.iter() {
+        let place = slots.clone().position(|slot| slot == cpu.slot);
+        if cpu.since_ns != 0
+            && let Some(place) = place
+        {
+            all[place].on_cpu_ns += now_ns.saturating_sub(cpu.since_ns).saturating_sub(cpu.softirq_ns);
+        }
+    }
+    let mut beside = all.split_off(proxies as usize).into_iter();
+    let mut next = || beside.next().unwrap_or_default();
+    Ok((all, CpuBeside { others: next(), idle: next() }))
+}
+
+fn histograms(probes: &Probes, slot: u32) -> Result<[Histogram; HOP_SERIES], ProbeError> {
     let mut histograms = std::array::from_fn(|_| Histogram::new());
-    for (index, histogram) in histograms.iter_mut().enumerate() {
-        let place = slot * SERIES_PER_PROXY as u32 + index as u32;
-        let Series { sum_ns, max_ns, min_inverted_ns, clamped, counts } =
-            series.get(&place, 0).map_err(|source| ProbeError::Map { map: names::SERIES, source })?;
-        *histogram =
-            Histogram::from_counts(&counts, Exact { sum_ns, min_ns: !min_inverted_ns, max_ns, clamped });
+    for (index, place) in histograms.iter_mut().enumerate() {
+        *place = histogram(probes, slot * SERIES_PER_PROXY as u32 + index as u32)?;
     }
     Ok(histograms)
 }
 
-fn matching(probes: &Probes, slot: u32) -> Result<Matching, ProbeError> {
+fn histogram(probes: &Probes, place: u32) -> Result<Histogram, ProbeError> {
+    let Series { sum_ns, max_ns, min_inverted_ns, clamped, counts } =
+        probes.series()?.get(&place, 0).map_err(|source| ProbeError::Map { map: names::SERIES, source })?;
+    Ok(Histogram::from_counts(&counts, Exact { sum_ns, min_ns: !min_inverted_ns, max_ns, clamped }))
+}
+
+fn tally(probes: &Probes, slot: u32) -> Result<Tally, ProbeError> {
     let tallies = probes.tallies()?;
     let per_cpu = tallies.get(&slot, 0).map_err(|source| ProbeError::Map { map: names::TALLIES, source })?;
     Ok(sum(per_cpu.iter()))
 }
 
-/// Adds up the CPUs' counters. What the kernel counted as seen before it knew that the proxy would answer
-/// itself is not a crossing, so it is taken out of `seen` here.
-fn sum<'a>(per_cpu: impl Iterator<Item = &'a Tally>) -> Matching {
+fn bytes(tally: &Tally) -> Bytes {
+    let [request, response] = [Direction::Request as usize, Direction::Response as usize];
+    Bytes {
+        downstream_in: tally.read_bytes[request],
+        downstream_out: tally.written_bytes[response],
+        upstream_in: tally.read_bytes[response],
+        upstream_out: tally.written_bytes[request],
+    }
+}
+
+/// Adds up the CPUs' counters.
+fn sum<'a>(per_cpu: impl Iterator<Item = &'a Tally>) -> Tally {
     let mut total = Tally::default();
     for tally in per_cpu {
         total.seen += tally.seen;
@@ -63,7 +122,15 @@ fn sum<'a>(per_cpu: impl Iterator<Item = &'a Tally>) -> Matching {
         total.pending = total.pending.wrapping_add(tally.pending);
         total.departing = total.departing.wrapping_add(tally.departing);
         total.lost.iter_mut().zip(tally.lost).for_each(|(total, lost)| *total += lost);
+        total.read_bytes.iter_mut().zip(tally.read_bytes).for_each(|(total, bytes)| *total += bytes);
+        total.written_bytes.iter_mut().zip(tally.written_bytes).for_each(|(total, bytes)| *total += bytes);
     }
+    total
+}
+
+/// The classes. What the kernel counted as seen before it knew that the proxy would answer itself is not a crossing, so it is
+/// taken out of `seen` here.
+fn matching(total: &Tally) -> Matching {
     let lost: BTreeMap<_, _> =
         LOSS_NAMES.into_iter().zip(total.lost).filter(|&(_, count)| count > 0).collect();
     Matching {
@@ -78,13 +145,24 @@ fn sum<'a>(per_cpu: impl Iterator<Item = &'a Tally>) -> Matching {
 }
 
 /// CPU time and memory of this process; zero where `/proc` does not say.
-fn self_use() -> SelfUse {
+pub(crate) fn self_use() -> SelfUse {
     let Ok(stat) = Process::myself().and_then(|process| process.stat()) else { return SelfUse::default() };
     let ticks = stat.utime + stat.stime;
     SelfUse {
         cpu_ns: ticks * 1_000_000_000 / procfs::ticks_per_second(),
         rss_bytes: stat.rss * procfs::page_size(),
+        map_bytes: map_bytes(),
     }
+}
+
+/// What the kernel holds for the maps of this process: `bpf_map_show_fdinfo` of its kernel/bpf/syscall.c.
+fn map_bytes() -> u64 {
+    let of = |entry: std::io::Result<fs::DirEntry>| -> Option<u64> {
+        let text = fs::read_to_string(entry.ok()?.path()).ok()?;
+        text.contains("map_type:").then_some(())?;
+        text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
+    };
+    fs::read_dir("/proc/self/fdinfo").into_iter().flatten().filter_map(of).sum()
 }
 
 #[cfg(test)]
@@ -97,7 +175,7 @@ mod tests {
         let mut first = Tally { seen: 10, exact: 5, local: 2, pending: 3, ..Tally::default() };
         first.lost[Loss::PendingFull as usize] = 1;
         let second = Tally { pending: 1u64.wrapping_neg(), ..Tally::default() };
-        let total = sum([first, second].iter());
+        let total = matching(&sum([first, second].iter()));
         assert_eq!(total.in_flight, 2);
         assert_eq!(total.lost, BTreeMap::from([("pending_full", 1)]));
         let lost: u64 = total.lost.values().sum();

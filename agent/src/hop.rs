@@ -1,7 +1,7 @@
 //! What a latency series is about: one proxy, one direction, one segment.
 
 use serde::Serialize;
-use smp_agent_abi::layout::SERIES_PER_PROXY;
+use smp_agent_abi::layout::HOP_SERIES;
 
 /// Which way a message crosses the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -57,7 +57,7 @@ impl Segment {
 }
 
 /// Every series of a proxy, in the kernel's order.
-pub const SERIES: [(Direction, Segment); SERIES_PER_PROXY] = [
+pub const SERIES: [(Direction, Segment); HOP_SERIES] = [
     (Direction::Request, Segment::Hop),
     (Direction::Request, Segment::Queue),
     (Direction::Request, Segment::Proxy),
@@ -87,7 +87,7 @@ mod tests {
             assert_eq!(series_index(direction, segment), place);
         }
         let last = layout::series(1, layout::Direction::Response, layout::Segment::Egress);
-        assert_eq!(last as usize, 2 * SERIES_PER_PROXY - 1);
+        assert_eq!(last as usize, layout::SERIES_PER_PROXY + HOP_SERIES - 1);
         let connect = layout::series(0, layout::Direction::Request, layout::Segment::Connect);
         assert_eq!(connect as usize, series_index(Direction::Request, Segment::Connect));
     }

@@ -11,9 +11,13 @@ use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, info, warn};
 
-use crate::clock;
+use crate::breaker::{Breaker, Trip};
+use crate::cgroup::{Cgroup, Throttling};
+use crate::clock::Instant as Now;
 use crate::discover::{self, DiscoverError, Found, Target};
-use crate::drain;
+use crate::drain::{self, Looked};
+use crate::identity::{Facts, Identity};
+use crate::memory::Memory;
 use crate::probe::{Options, ProbeError, Probes};
 use crate::window::{Proxy, Snapshot, UnixConnections};
 
@@ -21,8 +25,8 @@ use crate::window::{Proxy, Snapshot, UnixConnections};
 /// to listen before it was followed.
 const SETTLE_TICKS: u32 = 3;
 
-/// So many times as long as a look at the sockets took it is until the next one: looking takes at most 0.1 % of a core,
-/// however many files the processes of the node have open.
+/// So many times as long as a look at the sockets, or at memory, took it is until the next one: each takes at most 0.1 % of a
+/// core, however many processes and open files there are.
 const LOOK_PAUSE: u32 = 1_000;
 
 /// Why a measurement cannot start or go on.
@@ -48,12 +52,38 @@ pub struct Measurement {
     /// Slot of each process that is followed.
     members: HashMap<u32, u32>,
     /// By slot.
-    unix: Vec<UnixConnections>,
+    looks: Vec<Look>,
     next_look: Instant,
+    next_memory_look: Instant,
     /// Proxies that found no slot, so that each is said once.
     refused: HashSet<u32>,
     settle_ticks: u32,
+    breaker: Option<Breaker>,
     begun: Snapshot,
+}
+
+/// What is looked at of a proxy beside the kernel half's counters.
+#[derive(Debug)]
+struct Look {
+    unix: UnixConnections,
+    memory: Memory,
+    cgroup: Cgroup,
+    /// What its group's limit had cost when it was taken up.
+    throttled_before: Option<Throttling>,
+}
+
+impl Look {
+    fn new(pid: u32) -> Self {
+        let cgroup = Cgroup::of(pid);
+        let throttled_before = cgroup.throttling();
+        Self { unix: UnixConnections::default(), memory: Memory::default(), cgroup, throttled_before }
+    }
+
+    fn looked(&self) -> Looked {
+        let throttling =
+            self.cgroup.throttling().map(|now| now.since(self.throttled_before.unwrap_or_default()));
+        Looked { unix: self.unix, memory: self.memory, throttling }
+    }
 }
 
 impl Measurement {
@@ -69,7 +99,7 @@ impl Measurement {
             reason = "its successor is unsafe; a ring buffer keeps its descriptor as long as it lives"
         )]
         let events = AsyncFd::new(probes.take_events()?).map_err(MeasureError::Events)?;
-        let begun = drain::snapshot(&probes, &[], &[], clock::now())?;
+        let begun = drain::snapshot(&probes, &[], &[], Now::now())?;
         let mut new = Self {
             probes,
             events,
@@ -77,13 +107,16 @@ impl Measurement {
             targets,
             proxies: Vec::new(),
             members: HashMap::new(),
-            unix: Vec::new(),
+            looks: Vec::new(),
             next_look: Instant::now(),
+            next_memory_look: Instant::now(),
             refused: HashSet::new(),
             settle_ticks: 0,
+            breaker: options.max_cores.map(Breaker::new),
         };
         found.iter().try_for_each(|found| new.follow(found))?;
         new.look()?;
+        new.look_at_memory();
         Ok(new)
     }
 
@@ -99,15 +132,39 @@ impl Measurement {
 
     /// All counters now. Messages go on crossing while it is taken, so single counters may be a few apart.
     pub fn snapshot(&self) -> Result<Snapshot, MeasureError> {
-        Ok(drain::snapshot(&self.probes, &self.proxies, &self.unix, clock::now())?)
+        Ok(drain::snapshot(&self.probes, &self.proxies, &self.looked(), Now::now())?)
     }
 
     /// Detaches the probes and returns the counters as they stand still.
     pub fn finish(mut self) -> Result<Snapshot, MeasureError> {
-        let at = clock::now();
+        let now = Now::now();
         self.probes.detach()?;
         self.look_again();
-        Ok(drain::snapshot(&self.probes, &self.proxies, &self.unix, at)?)
+        self.look_at_memory();
+        for slot in 0..self.looks.len() {
+            let pids = self.pids(slot);
+            self.looks[slot].memory.look_at_shared(&pids);
+        }
+        Ok(drain::snapshot(&self.probes, &self.proxies, &self.looked(), now)?)
+    }
+
+    fn looked(&self) -> Vec<Looked> {
+        self.looks.iter().map(Look::looked).collect()
+    }
+
+    /// The processes of the proxy in a slot.
+    fn pids(&self, slot: usize) -> Vec<u32> {
+        self.members.iter().filter(|&(_, of)| *of as usize == slot).map(|(&pid, _)| pid).collect()
+    }
+
+    fn look_at_memory(&mut self) {
+        let begun = Instant::now();
+        for slot in 0..self.looks.len() {
+            let pids = self.pids(slot);
+            let look = &mut self.looks[slot];
+            look.memory.look(&pids, &look.cgroup);
+        }
+        self.next_memory_look = Instant::now() + begun.elapsed() * LOOK_PAUSE;
     }
 
     /// Waits for news of processes and acts on them. Cancel-safe.
@@ -125,6 +182,10 @@ impl Measurement {
 
     /// To be called about once a second.
     pub fn tick(&mut self) -> Result<(), MeasureError> {
+        self.check_cost()?;
+        if self.next_memory_look <= Instant::now() {
+            self.look_at_memory();
+        }
         if self.settle_ticks > 0 {
             self.settle_ticks -= 1;
             return self.rescan();
@@ -134,6 +195,20 @@ impl Measurement {
             self.look_again();
         }
         Ok(())
+    }
+
+    /// Gives up what costs most, if measuring costs more than it may.
+    fn check_cost(&mut self) -> Result<(), MeasureError> {
+        let Some(breaker) = &mut self.breaker else { return Ok(()) };
+        let trip = breaker.look(&self.probes.runs(), drain::self_use().cpu_ns, Instant::now());
+        let Some(Trip { group, cores }) = trip else { return Ok(()) };
+        let reason = format!(
+            "{} are not measured any more: measuring cost {:.1} % of a CPU, more than --max-cpu allows, and this most of it",
+            group.as_str(),
+            100.0 * cores
+        );
+        warn!("{reason}");
+        Ok(self.probes.give_up(group, &reason)?)
     }
 
     fn on_process(&mut self, kind: u32, tgid: u32) -> Result<(), MeasureError> {
@@ -191,8 +266,7 @@ impl Measurement {
                 unix.count(connection.role);
             }
         }
-        self.unix.resize(self.proxies.len(), UnixConnections::default());
-        self.unix.iter_mut().zip(now).for_each(|(most, now)| most.raise(now));
+        self.looks.iter_mut().zip(now).for_each(|(look, now)| look.unix.raise(now));
         let took = begun.elapsed();
         debug!("looking at the sockets took {} us", took.as_micros());
         self.next_look = Instant::now() + took * LOOK_PAUSE;
@@ -233,7 +307,11 @@ impl Measurement {
         }
         info!(pid = found.pid, processes = found.members.len(), "following {}", found.name);
         let (pid, name, exe) = (found.pid, found.name.clone(), found.exe.clone());
-        self.proxies.push(Proxy { slot, pid, name, exe });
+        let look = Look::new(pid);
+        let identity = Identity::of(&Facts::of(pid, &name, found.members.len() as u32));
+        let container = look.cgroup.container.clone();
+        self.proxies.push(Proxy { slot, pid, name, exe, container, identity });
+        self.looks.push(look);
         Some(slot)
     }
 

@@ -7,11 +7,16 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use smp_agent_abi::layout::{ROLE_ACCEPTED, SERIES_PER_PROXY};
+use smp_agent_abi::layout::{HOP_SERIES, ROLE_ACCEPTED};
 
+use crate::cgroup::{Container, Throttling};
+use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
+use crate::identity::Identity;
+use crate::memory::Memory;
 use crate::probe::Verdict;
 use crate::probe::programs::Hook;
+use crate::usage::Usage;
 
 /// One proxy as the user knows it: a process, or a master with its workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +29,10 @@ pub struct Proxy {
     pub name: String,
     /// Path of the executable as the kernel shows it.
     pub exe: PathBuf,
+    /// The container it is in, by its control group.
+    pub container: Container,
+    /// What it is.
+    pub identity: Identity,
 }
 
 /// How the messages of one proxy were classified. `seen = exact + ambiguous + unmatched + lost + in_flight`.
@@ -59,6 +68,32 @@ pub struct UnixConnections {
     pub upstream: u64,
 }
 
+/// Bytes of a proxy's messages. Counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Bytes {
+    /// Read from connections it accepted.
+    pub downstream_in: u64,
+    /// Written to them.
+    pub downstream_out: u64,
+    /// Read from connections it opened.
+    pub upstream_in: u64,
+    /// Written to them.
+    pub upstream_out: u64,
+}
+
+/// What a proxy cost.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyCost {
+    /// CPU time.
+    pub cpu: CpuCost,
+    /// What went through it.
+    pub bytes: Bytes,
+    /// Memory: no counter, in a window as at its end.
+    pub memory: Memory,
+    /// What its control group's limit cost; absent without a limit.
+    pub throttling: Option<Throttling>,
+}
+
 /// Run-time accounting of one program, as the kernel keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramRun {
@@ -83,6 +118,8 @@ pub struct SelfUse {
     pub cpu_ns: u64,
     /// Resident set, bytes (not a difference: the value when the snapshot was taken).
     pub rss_bytes: u64,
+    /// Memory of the programs' maps, bytes (no difference either).
+    pub map_bytes: u64,
 }
 
 /// All counters at one instant.
@@ -94,6 +131,10 @@ pub struct Snapshot {
     pub proxies: Vec<ProxyWindow>,
     /// Per program, in the order of `smp-agent doctor`.
     pub programs: Vec<ProgramRun>,
+    /// The CPUs beside the proxies.
+    pub beside: CpuBeside,
+    /// The node by its own accounting.
+    pub usage: Usage,
     /// The agent itself.
     pub self_use: SelfUse,
 }
@@ -108,7 +149,9 @@ pub struct ProxyWindow {
     /// What it has beside TCP.
     pub unix: UnixConnections,
     /// Its series, by [`series_index`](crate::hop::series_index).
-    pub hops: [Histogram; SERIES_PER_PROXY],
+    pub hops: [Histogram; HOP_SERIES],
+    /// What it cost.
+    pub cost: ProxyCost,
 }
 
 /// What happened between two snapshots: half-open, immutable.
@@ -122,6 +165,10 @@ pub struct Window {
     pub proxies: Vec<ProxyWindow>,
     /// Per program: differences.
     pub programs: Vec<ProgramRun>,
+    /// The CPUs beside the proxies: differences.
+    pub beside: CpuBeside,
+    /// The node by its own accounting: differences, memory as it was at the end.
+    pub usage: Usage,
     /// The agent itself: CPU as a difference, memory as it was at the end.
     pub self_use: SelfUse,
 }
@@ -198,6 +245,28 @@ impl UnixConnections {
     }
 }
 
+impl Bytes {
+    const fn since(self, earlier: Self) -> Self {
+        Self {
+            downstream_in: self.downstream_in.saturating_sub(earlier.downstream_in),
+            downstream_out: self.downstream_out.saturating_sub(earlier.downstream_out),
+            upstream_in: self.upstream_in.saturating_sub(earlier.upstream_in),
+            upstream_out: self.upstream_out.saturating_sub(earlier.upstream_out),
+        }
+    }
+}
+
+impl ProxyCost {
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            cpu: self.cpu.since(&earlier.cpu),
+            bytes: self.bytes.since(earlier.bytes),
+            memory: self.memory,
+            throttling: self.throttling.map(|now| now.since(earlier.throttling.unwrap_or_default())),
+        }
+    }
+}
+
 impl ProgramRun {
     fn since(&self, earlier: Option<&Self>) -> Self {
         let (run_ns, run_count, missed) =
@@ -219,6 +288,7 @@ impl ProxyWindow {
             matching: self.matching.since(&earlier.matching),
             unix: self.unix,
             hops: std::array::from_fn(|series| self.hops[series].since(&earlier.hops[series])),
+            cost: self.cost.since(&earlier.cost),
         }
     }
 }
@@ -252,9 +322,12 @@ impl Window {
             closed: close.at,
             proxies,
             programs,
+            beside: close.beside.since(&open.beside),
+            usage: close.usage.since(&open.usage),
             self_use: SelfUse {
                 cpu_ns: close.self_use.cpu_ns.saturating_sub(open.self_use.cpu_ns),
                 rss_bytes: close.self_use.rss_bytes,
+                map_bytes: close.self_use.map_bytes,
             },
         }
     }

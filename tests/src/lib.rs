@@ -16,11 +16,12 @@
 //! a signal ends this process instead.
 //!
 //! The truth: [`load`] sends requests with ids that [`backend`] returns, [`capture`] takes the packets on both sides
-//! of the proxy, [`wire`] makes latencies of them, and [`delay`] is a proxy of known latency. None of it shares code
+//! of the proxy, [`wire`] makes latencies of them, [`delay`] is a proxy of known latency, and [`burn`] a program of known cost. None of it shares code
 //! with the agent. [`toy`] has proxies for the ways of doing I/O that no known proxy of the bed has.
 
 pub mod awake;
 pub mod backend;
+pub mod burn;
 pub mod capture;
 pub mod certificates;
 pub mod delay;

@@ -33,13 +33,34 @@ impl Measuring {
     /// # Errors
     /// When the agent is not there, or ends or hangs before.
     pub fn start(pid: u32, dir: &Path) -> Result<Self> {
+        Self::start_all(&[pid], dir)
+    }
+
+    /// As [`Measuring::start`], on several proxies.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_all(pids: &[u32], dir: &Path) -> Result<Self> {
+        Self::of(pids.iter().map(u32::to_string), dir)
+    }
+
+    /// As [`Measuring::start`], on all that run the executable of this name, now and later.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_named(name: &str, dir: &Path) -> Result<Self> {
+        Self::of([name.to_owned()].into_iter(), dir)
+    }
+
+    fn of(proxies: impl Iterator<Item = String>, dir: &Path) -> Result<Self> {
         let fifo = dir.join("window");
         if fifo.exists() {
             fs::remove_file(&fifo)?;
         }
         mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("cannot make a pipe")?;
         let mut agent = Command::new(tools::agent()?);
-        agent.args(["run", "--proxy", &pid.to_string(), "--out"]).arg(dir).args(["--", "cat"]).arg(&fifo);
+        agent.arg("run").args(proxies.map(|proxy| format!("--proxy={proxy}")));
+        agent.arg("--out").arg(dir).args(["--", "cat"]).arg(&fifo);
         let mut agent = Child::start("smp-agent", &agent, dir)?;
         // The command is started when all is measured, and a pipe can be opened when there is someone who reads.
         let window = agent.until(LONGEST, "measure", |agent| {

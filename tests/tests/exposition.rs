@@ -58,6 +58,7 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
         [
             ("smp_agent_build", "info", ""),
             ("smp_agent_cpu_seconds", "counter", "seconds"),
+            ("smp_agent_map_memory_bytes", "gauge", "bytes"),
             ("smp_agent_resident_memory_bytes", "gauge", "bytes"),
             ("smp_agent_snapshot_timestamp_seconds", "gauge", "seconds"),
             ("smp_bpf_program_missed", "counter", ""),
@@ -70,6 +71,12 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
             ("smp_messages_local", "counter", ""),
             ("smp_messages_lost", "counter", ""),
             ("smp_messages_seen", "counter", ""),
+            ("smp_node_cpu_seconds", "counter", "seconds"),
+            ("smp_proxy_context_switches", "counter", ""),
+            ("smp_proxy_cpu_seconds", "counter", "seconds"),
+            ("smp_proxy_network_bytes", "counter", "bytes"),
+            ("smp_proxy_resident_memory_bytes", "gauge", "bytes"),
+            ("smp_proxy_run_queue_wait_seconds", "histogram", "seconds"),
             ("smp_unix_connections", "gauge", ""),
         ]
     );
@@ -90,6 +97,12 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
         let upstream = [name[0], ("side", "upstream")];
         let found = families["smp_unix_connections"].value("smp_unix_connections", &upstream)?;
         same(found, proxy.unix.upstream as f64);
+        let task = families["smp_proxy_cpu_seconds"]
+            .value("smp_proxy_cpu_seconds_total", &[name[0], ("mode", "task")])?;
+        same(task, proxy.cost.cpu.counted.on_cpu_ns as f64 / 1e9);
+        let waits = families["smp_proxy_run_queue_wait_seconds"]
+            .value("smp_proxy_run_queue_wait_seconds_count", &name)?;
+        same(waits, proxy.cost.cpu.run_queue_wait.count() as f64);
     }
     Ok(())
 }

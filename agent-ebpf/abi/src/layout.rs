@@ -3,7 +3,10 @@
 use crate::bucket::BUCKETS;
 
 /// Latency series of one proxy: five segments of requests, then four of responses, in the order of [`series`].
-pub const SERIES_PER_PROXY: usize = 9;
+pub const HOP_SERIES: usize = 9;
+
+/// All series of one proxy: those, then [`wait_series`].
+pub const SERIES_PER_PROXY: usize = HOP_SERIES + 1;
 
 /// Which way a message crosses the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,12 @@ pub enum Segment {
 #[inline(always)]
 pub const fn series(proxy_slot: u32, direction: Direction, segment: Segment) -> u32 {
     proxy_slot * SERIES_PER_PROXY as u32 + direction as u32 * 5 + segment as u32
+}
+
+/// Place in the `SERIES` map of how long threads of a proxy were ready to run and did not, each time.
+#[inline(always)]
+pub const fn wait_series(proxy_slot: u32) -> u32 {
+    proxy_slot * SERIES_PER_PROXY as u32 + HOP_SERIES as u32
 }
 
 /// One latency distribution: counts that only grow, and what is kept exactly beside them.
@@ -103,7 +112,72 @@ pub struct Tally {
     pub reserved: u64,
     /// Messages lost, by [`Loss`].
     pub lost: [u64; LOSSES],
+    /// Bytes read from accepted connections and from opened ones: the index is the [`Direction`] of what is read.
+    pub read_bytes: [u64; 2],
+    /// Bytes written to opened connections and to accepted ones: the index is the [`Direction`] of what is written.
+    pub written_bytes: [u64; 2],
 }
+
+/// What one proxy, or all other processes, cost on one CPU. All only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Cost {
+    /// Time its threads ran, without softirqs that ran on top of them, ns.
+    pub on_cpu_ns: u64,
+    /// Of that and those softirqs, what the kernel's tick found in user mode, ns. Of proxies only, as the next four.
+    pub user_ticks_ns: u64,
+    /// ... and in the kernel, ns.
+    pub system_ticks_ns: u64,
+    /// Times a thread gave the CPU up by itself.
+    pub voluntary: u64,
+    /// Times it was taken away.
+    pub involuntary: u64,
+    /// Time of softirqs that ran on top of its threads, whomever they served, ns.
+    pub softirq_borne_ns: u64,
+    /// Time of softirqs that served its sockets, on top of whomever they ran, ns.
+    pub softirq_caused_ns: u64,
+}
+
+/// What one CPU is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Running {
+    /// When the task that runs was switched to, ns; 0 until a switch was seen.
+    pub since_ns: u64,
+    /// Time of softirqs on top of it since then, ns.
+    pub softirq_ns: u64,
+    /// When the softirq began that runs, ns; 0 if none does.
+    pub softirq_since_ns: u64,
+    /// Up to when its time was given to somebody, ns.
+    pub served_until_ns: u64,
+    /// What the kernel had counted for the task when it was switched to.
+    pub times: TaskTimes,
+    /// Slot of the task in the `COSTS` map.
+    pub slot: u32,
+    /// ... of the socket that the softirq served last, or [`NO_PROXY`].
+    pub served: u32,
+    /// Number of the task.
+    pub pid: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// What the kernel counts for a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TaskTimes {
+    /// Time that the tick found it in user mode, ns.
+    pub user_ns: u64,
+    /// ... and in the kernel, ns.
+    pub system_ns: u64,
+    /// Time that it was ready and did not run, ns.
+    pub run_delay_ns: u64,
+    /// Time that it ran, ns.
+    pub ran_ns: u64,
+}
+
+/// Slots in the `COSTS` map behind those of proxies: all other tasks, and idle.
+pub const COST_SLOTS_BESIDE: u32 = 2;
 
 /// A connection of a proxy over a Unix-domain socket, which is not measured; from kernel to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -361,7 +435,10 @@ const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Series>() == 32 + 8 * BUCKETS);
     assert!(offset_of!(Series, counts) == 32);
-    assert!(size_of::<Tally>() == 64 + 8 * LOSSES);
+    assert!(size_of::<Tally>() == 64 + 8 * (LOSSES + 4));
+    assert!(size_of::<Cost>() == 56);
+    assert!(size_of::<TaskTimes>() == 32);
+    assert!(size_of::<Running>() == 80);
     assert!(offset_of!(Tally, lost) == 64);
     assert!(size_of::<UnixConnection>() == 16);
     assert!(offset_of!(UnixConnection, proxy_slot) == 8);
@@ -380,6 +457,10 @@ mod pod {
     unsafe impl aya::Pod for super::Series {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Tally {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Cost {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Running {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ProcessEvent {}
 }

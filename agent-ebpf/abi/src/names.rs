@@ -20,6 +20,12 @@ pub const RECENT: &str = "RECENT";
 pub const FREE_PLACES: &str = "FREE_PLACES";
 /// `LruHashMap<Destination, u32>`: [`Knowledge`](crate::opening::Knowledge) of how connections to a destination begin.
 pub const HANDSHAKES: &str = "HANDSHAKES";
+/// `PerCpuArray<Cost>` by proxy slot, then all other tasks, then idle.
+pub const COSTS: &str = "COSTS";
+/// `PerCpuArray<Running>` of one entry: what the CPU is doing.
+pub const RUNNING: &str = "RUNNING";
+/// `LruHashMap<u32 tid, TaskTimes>`: what the kernel had counted for threads of proxies when they last ran.
+pub const TASKS: &str = "TASKS";
 /// `RingBuf` of [`ProcessEvent`](crate::layout::ProcessEvent).
 pub const EVENTS: &str = "EVENTS";
 

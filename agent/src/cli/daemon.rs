@@ -41,7 +41,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         let _stop_or_gone = stopped.await;
     }));
 
-    let mut measurement = Measurement::start(&args.measure.probes.options(), args.measure.targets())?;
+    let mut measurement = Measurement::start(&args.measure.options(), args.measure.targets())?;
     info!("measuring {} proxies; metrics on http://{address}/metrics", measurement.proxies().len());
     let mut drains = interval(DRAIN_INTERVAL);
     drains.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -72,7 +72,9 @@ impl Row {
         let why = match &run.verdict {
             Verdict::Attached => "works".to_owned(),
             Verdict::NotNeeded => "would work; a better hook for the same stamp does".to_owned(),
-            Verdict::Unsupported(reason) | Verdict::Failed(reason) => reason.clone(),
+            Verdict::Unsupported(reason) | Verdict::Failed(reason) | Verdict::GivenUp(reason) => {
+                reason.clone()
+            }
         };
         Self {
             program: run.program,

@@ -57,6 +57,10 @@ struct MeasureArgs {
     /// proxies are measured: envoy, cilium-envoy, nginx, haproxy, linkerd2-proxy, ztunnel, traefik.
     #[arg(long, value_name = "PID|NAME")]
     proxy: Vec<String>,
+    /// CPU time that measuring may cost, in percent of one CPU, programs and agent together. If it costs more for three
+    /// seconds, what costs most is not measured any more: softirqs, CPU time or hops. The result says so.
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    max_cpu: Option<f64>,
     #[command(flatten)]
     probes: ProbeArgs,
 }
@@ -100,11 +104,20 @@ impl Cli {
 
 impl ProbeArgs {
     fn options(&self) -> Options {
-        Options { max_proxies: self.max_proxies, without: self.without.clone(), load_all: false }
+        Options {
+            max_proxies: self.max_proxies,
+            without: self.without.clone(),
+            max_cores: None,
+            load_all: false,
+        }
     }
 }
 
 impl MeasureArgs {
+    fn options(&self) -> Options {
+        Options { max_cores: self.max_cpu.map(|percent| percent / 100.0), ..self.probes.options() }
+    }
+
     fn targets(&self) -> Vec<Target> {
         self.proxy.iter().map(|text| Target::parse(text)).collect()
     }
@@ -138,6 +151,11 @@ impl CliError {
             Self::Listen { .. } | Self::Serve(_) | Self::Print(_) => EX_IOERR,
         }
     }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if percent.is_finite() && percent > 0.0 { Ok(percent) } else { Err("must be above 0".to_owned()) }
 }
 
 fn program_name(text: &str) -> Result<String, String> {

@@ -58,7 +58,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         result_files::ensure_writable(folder)?;
     }
     let mut signals = Signals::new().map_err(CliError::Signal)?;
-    let mut measurement = Measurement::start(&args.measure.probes.options(), args.measure.targets())?;
+    let mut measurement = Measurement::start(&args.measure.options(), args.measure.targets())?;
     let opened = measurement.begun().clone();
     let mut command = start(&args)?;
     let limit = args.window.or_else(|| command.is_none().then_some(DEFAULT_WINDOW));

@@ -1,15 +1,49 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use smp_agent_abi::layout::SERIES_PER_PROXY;
+use smp_agent_abi::layout::{Cost, HOP_SERIES};
 
 use super::*;
+use crate::cgroup::Container;
+use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
 use crate::hop::series_index;
+use crate::identity::Identity;
+use crate::memory::Memory;
+use crate::usage::Usage;
+use crate::window::{Bytes, ProxyCost};
+
+/// 200 ms of CPU time, three quarters of it in user mode, and 50 ms of softirqs for it.
+fn cost() -> ProxyCost {
+    let mut run_queue_wait = Histogram::new();
+    run_queue_wait.record(8_000);
+    ProxyCost {
+        cpu: CpuCost {
+            counted: Cost {
+                on_cpu_ns: 200_000_000,
+                user_ticks_ns: 150_000_000,
+                system_ticks_ns: 50_000_000,
+                voluntary: 30,
+                involuntary: 2,
+                softirq_borne_ns: 0,
+                softirq_caused_ns: 50_000_000,
+            },
+            run_queue_wait,
+        },
+        bytes: Bytes {
+            downstream_in: 57_000,
+            downstream_out: 131_000,
+            upstream_in: 131_000,
+            upstream_out: 98_000,
+        },
+        memory: Memory { rss_bytes: 40 << 20, rss_peak_bytes: 44 << 20, ..Memory::default() },
+        throttling: None,
+    }
+}
 
 /// One Envoy with 1,000 request crossings of 1 to 1,000 us and an idle nginx, in a window of 2 s.
 pub(crate) fn window() -> Window {
-    let mut hops: [Histogram; SERIES_PER_PROXY] = Default::default();
+    let mut hops: [Histogram; HOP_SERIES] = Default::default();
     for us in 1..=1_000 {
         hops[series_index(Direction::Request, Segment::Hop)].record(us * 1_000);
         hops[series_index(Direction::Request, Segment::Queue)].record(us * 100);
@@ -28,6 +62,8 @@ pub(crate) fn window() -> Window {
         pid,
         name: name.into(),
         exe: format!("/usr/bin/{name}").into(),
+        container: Container::default(),
+        identity: Identity::default(),
     };
     let program = |program, verdict, run_count| ProgramRun {
         program,
@@ -41,20 +77,34 @@ pub(crate) fn window() -> Window {
         opened: "2026-11-23T10:00:00.25Z".parse().unwrap(),
         closed: "2026-11-23T10:00:02.25Z".parse().unwrap(),
         proxies: vec![
-            ProxyWindow { proxy: proxy(0, 4242, "envoy"), matching, unix: UnixConnections::default(), hops },
+            ProxyWindow {
+                proxy: proxy(0, 4242, "envoy"),
+                matching,
+                unix: UnixConnections::default(),
+                hops,
+                cost: cost(),
+            },
             ProxyWindow {
                 proxy: proxy(1, 77, "nginx"),
                 matching: Matching::default(),
                 unix: UnixConnections::default(),
                 hops: Default::default(),
+                cost: ProxyCost::default(),
             },
         ],
         programs: vec![
             program("read", Verdict::Attached, 18_000),
             program("write_end", Verdict::NotNeeded, 0),
             program("arrival", Verdict::Unsupported("no tracepoint sk_data_ready".into()), 0),
+            program("switch", Verdict::Attached, 0),
+            program("softirq_end", Verdict::Attached, 0),
         ],
-        self_use: SelfUse { cpu_ns: 4_000_000, rss_bytes: 9 << 20 },
+        beside: CpuBeside {
+            others: Cost { on_cpu_ns: 400_000_000, softirq_borne_ns: 20_000_000, ..Cost::default() },
+            idle: Cost { on_cpu_ns: 3_300_000_000, softirq_borne_ns: 60_000_000, ..Cost::default() },
+        },
+        usage: Usage::default(),
+        self_use: SelfUse { cpu_ns: 4_000_000, rss_bytes: 9 << 20, map_bytes: 5 << 20 },
     }
 }
 
@@ -114,7 +164,7 @@ fn shape_of_the_document() {
     assert_eq!(json["proxies"][0]["matching"], json["matching"]);
     assert_eq!(
         json["self"],
-        json!({"bpf_ns": 1_800_000, "bpf_runs": 18_000, "bpf_missed": 0, "cpu_ns": 4_000_000, "rss_bytes": 9_437_184})
+        json!({"bpf_ns": 1_800_000, "bpf_runs": 18_000, "bpf_missed": 0, "cpu_ns": 4_000_000, "rss_bytes": 9_437_184, "map_bytes": 5_242_880})
     );
 }
 
@@ -140,7 +190,7 @@ fn runs_that_the_kernel_does_not_count_are_unknown() {
     let mut window = window();
     window.programs.iter_mut().for_each(|run| (run.run_ns, run.run_count) = (0, 0));
     let json = serde_json::to_value(document(&window)).unwrap();
-    assert_eq!(keys(&json["self"]), ["bpf_missed", "cpu_ns", "rss_bytes"]);
+    assert_eq!(keys(&json["self"]), ["bpf_missed", "cpu_ns", "map_bytes", "rss_bytes"]);
 }
 
 #[test]

@@ -24,6 +24,16 @@ pub(super) fn of(window: &Window) -> Vec<String> {
         }
         _ => None,
     }));
+    let mut given_up: Vec<&str> = window
+        .programs
+        .iter()
+        .filter_map(|run| match &run.verdict {
+            Verdict::GivenUp(reason) => Some(reason.as_str()),
+            _ => None,
+        })
+        .collect();
+    given_up.dedup();
+    warnings.extend(given_up.into_iter().map(str::to_owned));
     warnings.extend(window.proxies.iter().filter_map(unaccounted));
     warnings.extend(window.proxies.iter().filter_map(over_unix));
     warnings.extend(window.programs.iter().filter(|run| run.missed > 0).map(|run| {

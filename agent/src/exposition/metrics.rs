@@ -62,6 +62,7 @@ impl Collector for Metrics {
         let proxies: Vec<_> = snapshot.proxies.iter().map(Labelled::new).collect();
         page.hops(&proxies)?;
         page.messages(&proxies)?;
+        page.costs(&proxies, &snapshot)?;
         page.programs(&snapshot.programs)?;
         page.agent(&snapshot)
     }
@@ -172,9 +173,67 @@ impl Page<'_> {
         Ok(())
     }
 
+    fn costs(&mut self, proxies: &[Labelled<'_>], snapshot: &Snapshot) -> Result<(), Error> {
+        let seconds = |ns: u64| ns as f64 / NS_PER_SECOND;
+        let help = "CPU time of a proxy: its threads (task), without softirqs on top of them, and softirqs for its sockets (softirq)";
+        let mut family = self.family("smp_proxy_cpu", Some(&Unit::Seconds), MetricType::Counter, help)?;
+        for proxy in proxies {
+            let cost = &proxy.window.cost.cpu.counted;
+            for (mode, ns) in [("task", cost.on_cpu_ns), ("softirq", cost.softirq_caused_ns)] {
+                counter(&mut family, &proxy.with([("mode", mode)])[..], &seconds(ns))?;
+            }
+        }
+        let help = "Time that threads of a proxy were ready to run and did not, each time";
+        let mut family =
+            self.family("smp_proxy_run_queue_wait", Some(&Unit::Seconds), MetricType::Histogram, help)?;
+        for proxy in proxies {
+            let waits = &proxy.window.cost.cpu.run_queue_wait;
+            family.encode_family(&proxy.labels())?.encode_histogram::<NoLabelSet>(
+                seconds(waits.sum_ns()),
+                waits.count(),
+                &buckets(waits),
+                None,
+            )?;
+        }
+        let help = "Times that a thread of a proxy gave its CPU up, or it was taken away";
+        let mut family = self.family("smp_proxy_context_switches", None, MetricType::Counter, help)?;
+        for proxy in proxies {
+            let cost = &proxy.window.cost.cpu.counted;
+            for (kind, count) in [("voluntary", cost.voluntary), ("involuntary", cost.involuntary)] {
+                counter(&mut family, &proxy.with([("kind", kind)])[..], &count)?;
+            }
+        }
+        let help = "Resident memory of a proxy's processes";
+        let mut family =
+            self.family("smp_proxy_resident_memory", Some(&Unit::Bytes), MetricType::Gauge, help)?;
+        for proxy in proxies {
+            family.encode_family(&proxy.labels())?.encode_gauge(&proxy.window.cost.memory.rss_bytes)?;
+        }
+        let help = "Bytes that a proxy read from (in) and wrote to (out) connections it accepted (downstream) and opened (upstream)";
+        let mut family = self.family("smp_proxy_network", Some(&Unit::Bytes), MetricType::Counter, help)?;
+        for proxy in proxies {
+            let bytes = &proxy.window.cost.bytes;
+            for (side, way, count) in [
+                ("downstream", "in", bytes.downstream_in),
+                ("downstream", "out", bytes.downstream_out),
+                ("upstream", "in", bytes.upstream_in),
+                ("upstream", "out", bytes.upstream_out),
+            ] {
+                counter(&mut family, &proxy.with([("side", side), ("way", way)])[..], &count)?;
+            }
+        }
+        let help = "CPU time of the node beside the proxies' threads: other tasks, and idle";
+        let mut family = self.family("smp_node_cpu", Some(&Unit::Seconds), MetricType::Counter, help)?;
+        let beside = &snapshot.beside;
+        for (mode, ns) in [("others", beside.others.on_cpu_ns), ("idle", beside.idle.on_cpu_ns)] {
+            counter(&mut family, &[("mode", mode)][..], &seconds(ns))?;
+        }
+        Ok(())
+    }
+
     fn programs(&mut self, programs: &[ProgramRun]) -> Result<(), Error> {
         let labels = |run: &ProgramRun| [("program", run.program), ("hook", run.hook.name())];
-        let help = "1 for what became of the program: attached, not_needed, unsupported or failed";
+        let help = "1 for what became of the program: attached, not_needed, unsupported, failed or given_up";
         let mut family = self.family("smp_bpf_program_verdict", None, MetricType::Gauge, help)?;
         for run in programs {
             let (verdict, _) = verdict_and_reason(&run.verdict);
@@ -208,6 +267,9 @@ impl Page<'_> {
         let mut family =
             self.family("smp_agent_resident_memory", Some(&Unit::Bytes), MetricType::Gauge, help)?;
         family.encode_gauge(&snapshot.self_use.rss_bytes)?;
+        let help = "Memory of the programs' maps in the kernel";
+        let mut family = self.family("smp_agent_map_memory", Some(&Unit::Bytes), MetricType::Gauge, help)?;
+        family.encode_gauge(&snapshot.self_use.map_bytes)?;
         let help = "When the counters here were read, in Unix time";
         let mut family =
             self.family("smp_agent_snapshot_timestamp", Some(&Unit::Seconds), MetricType::Gauge, help)?;

@@ -7,14 +7,16 @@ use crate::document::tests::window;
 use crate::window::{SelfUse, UnixConnections, Window};
 
 fn snapshot() -> Arc<Snapshot> {
-    let Window { mut proxies, programs, .. } = window();
+    let Window { mut proxies, programs, beside, usage, .. } = window();
     proxies[1].unix = UnixConnections { downstream: 1, upstream: 16 };
     let at = Timestamp::from_second(1_800_000_000).unwrap();
     Arc::new(Snapshot {
         at,
         proxies,
         programs,
-        self_use: SelfUse { cpu_ns: 1_500_000_000, rss_bytes: 4_096 },
+        beside,
+        usage,
+        self_use: SelfUse { cpu_ns: 1_500_000_000, rss_bytes: 4_096, map_bytes: 8_192 },
     })
 }
 

@@ -7,7 +7,7 @@ use aya::programs::fentry::FEntryLinkId;
 use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use smp_agent_abi::layout::SERIES_PER_PROXY;
+use smp_agent_abi::layout::{COST_SLOTS_BESIDE, SERIES_PER_PROXY};
 use smp_agent_abi::names;
 
 use super::btf::Btf;
@@ -83,6 +83,8 @@ fn load_told(
         .btf(Some(kernel))
         .map_max_entries(names::SERIES, options.max_proxies * SERIES_PER_PROXY as u32)
         .map_max_entries(names::TALLIES, options.max_proxies)
+        .map_max_entries(names::COSTS, options.max_proxies + COST_SLOTS_BESIDE)
+        .map_max_entries(names::TASKS, options.max_proxies * SHARING_THREADS_PER_PROXY)
         .map_max_entries(names::PROXIES, options.max_proxies * PROCESSES_PER_PROXY)
         .map_max_entries(names::LISTENERS, options.max_proxies * LISTENERS_PER_PROXY)
         .map_max_entries(names::THREADS, places)
@@ -103,6 +105,11 @@ fn load_told(
     let (byte, mask) = (u64::from(transparent.byte), u64::from(transparent.mask));
     loader.override_global("TCP_TRANSPARENT", &byte, true);
     loader.override_global("TCP_TRANSPARENT_MASK", &mask, true);
+    // The type of the kernel's own counters of it.
+    let irq_time_apart = u64::from(btf.offset_of("irqtime", &["total"]).is_some());
+    loader.override_global("IRQ_TIME_APART", &irq_time_apart, true);
+    let others = u64::from(options.max_proxies);
+    loader.override_global("OTHERS_SLOT", &others, true);
     let write_after_departure = u64::from(write_after_departure);
     loader.override_global("WRITE_AFTER_DEPARTURE", &write_after_departure, true);
     let mut ebpf = loader.load(OBJECT)?;

@@ -8,7 +8,8 @@ use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, Stack};
 use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfError};
-use smp_agent_abi::layout::{Series, Tally, UnixConnection};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield};
+use smp_agent_abi::layout::{Cost, Running, Series, Tally, UnixConnection};
 use smp_agent_abi::names;
 use thiserror::Error;
 
@@ -24,7 +25,7 @@ pub use verdict::Verdict;
 use crate::window::ProgramRun;
 use btf::{Btf, BtfError, VMLINUX};
 use load::Link;
-use programs::{Hook, PROGRAMS, Program, WALK};
+use programs::{Group, Hook, PROGRAMS, Program, WALK};
 
 /// Why nothing can be measured.
 #[derive(Debug, Error)]
@@ -96,6 +97,22 @@ pub struct Probes {
     _statistics: Option<OwnedFd>,
 }
 
+/// Runs on each CPU for an instant, so that from here on it is known of each who runs there: what was there before shows at
+/// a switch only, and a thread that computes may not be switched for a second. CPUs that this process may not use are left
+/// out.
+fn visit_cpus() {
+    let Ok(own) = sched_getaffinity(None) else { return };
+    for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| own.is_set(cpu)) {
+        let mut one = CpuSet::new();
+        one.set(cpu);
+        if sched_setaffinity(None, &one).is_ok() {
+            sched_yield();
+        }
+    }
+    // It was so before; a thread that stays on one CPU would be slower, not wrong.
+    let _restored = sched_setaffinity(None, &own);
+}
+
 /// One record of a walk.
 fn unix_connection(bytes: &[u8]) -> Option<UnixConnection> {
     let (cookie, rest) = bytes.split_first_chunk()?;
@@ -115,6 +132,8 @@ pub struct Options {
     pub max_proxies: u32,
     /// Programs not to use although they work, so that their fallbacks are.
     pub without: Vec<String>,
+    /// CPUs that measuring may cost, if that is limited.
+    pub max_cores: Option<f64>,
     /// Load the programs too that are not needed, so that it shows whether they could be used.
     pub load_all: bool,
 }
@@ -146,6 +165,7 @@ impl Probes {
         };
         probes.free_places()?;
         probes.attach_loaded();
+        visit_cpus();
         Ok(probes)
     }
 
@@ -202,6 +222,16 @@ impl Probes {
     /// The counters of each proxy.
     pub fn tallies(&self) -> Result<PerCpuArray<&MapData, Tally>, ProbeError> {
         self.map(names::TALLIES)
+    }
+
+    /// What each proxy costs, by CPU.
+    pub fn costs(&self) -> Result<PerCpuArray<&MapData, Cost>, ProbeError> {
+        self.map(names::COSTS)
+    }
+
+    /// What each CPU is doing.
+    pub fn running(&self) -> Result<PerCpuArray<&MapData, Running>, ProbeError> {
+        self.map(names::RUNNING)
     }
 
     /// The processes that are proxies.
@@ -269,6 +299,22 @@ impl Probes {
     pub fn detach(&mut self) -> Result<(), ProbeError> {
         while let Some((program, link)) = self.links.pop() {
             link.detach(&mut self.ebpf, program).map_err(|source| ProbeError::Detach { program, source })?;
+        }
+        Ok(())
+    }
+
+    /// Detaches what measures something, as it costs too much; from then on it is not measured.
+    pub fn give_up(&mut self, group: Group, reason: &str) -> Result<(), ProbeError> {
+        for (program, verdict) in PROGRAMS.iter().zip(&mut self.verdicts) {
+            let link = self.links.iter().position(|(name, _)| *name == program.name);
+            if program.purpose.group() == Some(group)
+                && let Some(link) = link
+            {
+                let (program, link) = self.links.remove(link);
+                link.detach(&mut self.ebpf, program)
+                    .map_err(|source| ProbeError::Detach { program, source })?;
+                *verdict = Verdict::GivenUp(reason.to_owned());
+            }
         }
         Ok(())
     }

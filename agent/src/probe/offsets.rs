@@ -52,6 +52,10 @@ fields! {
     SKB_TRANSPORT_HEADER = "sk_buff"."transport_header";
     TASK_PID = "task_struct"."pid";
     TASK_TGID = "task_struct"."tgid";
+    TASK_UTIME = "task_struct"."utime";
+    TASK_STIME = "task_struct"."stime";
+    TASK_RAN = "task_struct"."se"."sum_exec_runtime";
+    TASK_RUN_DELAY = "task_struct"."sched_info"."run_delay";
 }
 
 /// The fields that name a socket's local end and its side of the proxy.

@@ -6,8 +6,8 @@ use super::btf::Btf;
 use super::offsets::{
     Field, MSG_COUNT, ROLE, SKB_CB, SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER,
     SOCK_DPORT, SOCK_OWNED, SOCK_SHUTDOWN, SOCK_STATE, SOCK_TYPE, SOCK_V6_DADDR, SOCKET_SK, TASK_PID,
-    TASK_TGID, TCP_COPIED_SEQ, TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT, TCP_WRITE_SEQ, UNIX_ADDRESS,
-    UNIX_PEER, WALK_OUTPUT,
+    TASK_RAN, TASK_RUN_DELAY, TASK_STIME, TASK_TGID, TASK_UTIME, TCP_COPIED_SEQ, TCP_LAST_RECEIVED,
+    TCP_LAST_SENT, TCP_RCV_NXT, TCP_WRITE_SEQ, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT,
 };
 
 use Hook::{Entry, Iterator, Tracepoint};
@@ -31,6 +31,10 @@ pub enum Purpose {
     Sockets,
     /// Processes begin and end while the agent watches.
     Processes,
+    /// Who runs on each CPU.
+    Cpu,
+    /// Whom softirqs serve.
+    Softirqs,
 }
 
 /// One program.
@@ -91,15 +95,50 @@ impl fmt::Display for Hook {
     }
 }
 
+/// What is given up together when measuring costs too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Whom softirqs serve.
+    Softirqs,
+    /// CPU time of proxies.
+    Cpu,
+    /// Hops.
+    Hops,
+}
+
+impl Group {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Softirqs, Self::Cpu, Self::Hops];
+
+    /// What is not measured without it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Softirqs => "softirqs",
+            Self::Cpu => "CPU time",
+            Self::Hops => "hops",
+        }
+    }
+}
+
 impl Purpose {
+    /// With what it is given up; nothing for what the agent cannot do without.
+    pub const fn group(self) -> Option<Group> {
+        match self {
+            Self::Softirqs => Some(Group::Softirqs),
+            Self::Cpu => Some(Group::Cpu),
+            Self::Processes | Self::Sockets => None,
+            _ => Some(Group::Hops),
+        }
+    }
+
     /// True if no hop can be measured without it.
     pub const fn needed_for_hops(self) -> bool {
-        !matches!(self, Self::Processes | Self::WritePages)
+        !matches!(self, Self::Processes | Self::WritePages | Self::Cpu | Self::Softirqs)
     }
 
     /// True if one program for it is enough.
     const fn one_is_enough(self) -> bool {
-        !matches!(self, Self::Processes)
+        !matches!(self, Self::Processes | Self::Softirqs)
     }
 }
 
@@ -137,6 +176,24 @@ pub const PROGRAMS: &[Program] = &[
         name: "exit",
         hook: Tracepoint("sched_process_exit"),
         purpose: Purpose::Processes,
+        fields: &[],
+    },
+    Program {
+        name: "switch",
+        hook: Tracepoint("sched_switch"),
+        purpose: Purpose::Cpu,
+        fields: &[&[TASK_PID, TASK_TGID, TASK_UTIME, TASK_STIME, TASK_RAN, TASK_RUN_DELAY]],
+    },
+    Program {
+        name: "softirq_begin",
+        hook: Tracepoint("softirq_entry"),
+        purpose: Purpose::Softirqs,
+        fields: &[],
+    },
+    Program {
+        name: "softirq_end",
+        hook: Tracepoint("softirq_exit"),
+        purpose: Purpose::Softirqs,
         fields: &[],
     },
     Program {

@@ -18,9 +18,16 @@ pub enum Verdict {
     Unsupported(String),
     /// It should have worked and did not; the reason is the kernel's.
     Failed(String),
+    /// It worked and was detached, as measuring cost too much.
+    GivenUp(String),
 }
 
 impl Verdict {
+    /// True if it runs.
+    pub fn is_attached(&self) -> bool {
+        *self == Self::Attached
+    }
+
     /// The word for it in every output.
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -28,6 +35,7 @@ impl Verdict {
             Self::NotNeeded => "not needed",
             Self::Unsupported(_) => "unsupported",
             Self::Failed(_) => "failed",
+            Self::GivenUp(_) => "given up",
         }
     }
 
@@ -35,7 +43,7 @@ impl Verdict {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Attached | Self::NotNeeded => None,
-            Self::Unsupported(reason) | Self::Failed(reason) => Some(reason),
+            Self::Unsupported(reason) | Self::Failed(reason) | Self::GivenUp(reason) => Some(reason),
         }
     }
 

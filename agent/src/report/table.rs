@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::document::{Document, Hop};
+use crate::document::{Document, Hop, Shares};
 use crate::window::Matching;
 
 const NS_PER_US: f64 = 1e3;
@@ -37,7 +37,8 @@ pub fn render(document: &Document) -> String {
         paragraph(&mut out, "  messages: ", &classes(&proxy.matching));
         out.push('\n');
     }
-    let node = &document.node;
+    costs(&mut out, document);
+    let node = &document.node.identity;
     let window = &document.window;
     paragraph(
         &mut out,
@@ -46,6 +47,66 @@ pub fn render(document: &Document) -> String {
     );
     paragraph(&mut out, "measuring cost: ", &cost(document));
     out
+}
+
+const COSTS: [&str; 10] =
+    ["CPU", "cores", "user", "system", "softirq", "wait p99", "requests/s", "us/request", "MiB", "peak"];
+
+/// What each proxy cost, then the node.
+fn costs(out: &mut String, document: &Document) {
+    let proxies: Vec<_> =
+        document.proxies.iter().filter_map(|proxy| Some((proxy, proxy.cpu.as_ref()?))).collect();
+    let Some(shares) = &document.node.cost.shares else { return };
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(COSTS);
+    let nothing = || "-".to_owned();
+    let ms = |ns: u64| format!("{:.1}", ns as f64 / 1e6);
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / BYTES_PER_MIB);
+    for (proxy, cpu) in proxies {
+        let per_request = &proxy.requests.cpu_us_per_request;
+        table.add_row([
+            format!("{} ({})", proxy.proxy, proxy.pid),
+            format!("{:.3}", cpu.cores),
+            cpu.user_ns.map_or_else(nothing, ms),
+            cpu.system_ns.map_or_else(nothing, ms),
+            ms(cpu.softirq_ns),
+            cpu.run_queue_wait.as_ref().map_or_else(nothing, |wait| us(wait.p99.min(wait.max) as f64)),
+            grouped(rounded(proxy.requests.requests_per_second)),
+            per_request.map_or_else(nothing, |each| format!("{:.1}", each.total)),
+            mib(proxy.memory.rss_bytes),
+            mib(proxy.memory.rss_peak_bytes),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    line(out, "cost: CPU time in ms, wait for a CPU in us, resident memory in MiB");
+    if !document.proxies.is_empty() {
+        table.lines().for_each(|row| line(out, row.trim_end()));
+    }
+    paragraph(out, "  node: ", &of_node(shares, document.window.seconds));
+    out.push('\n');
+}
+
+fn of_node(shares: &Shares, seconds: f64) -> String {
+    let cores = |ns: u64| if seconds > 0.0 { ns as f64 / (seconds * 1e9) } else { 0.0 };
+    let all = cores(shares.busy_ns() + shares.idle_ns);
+    format!(
+        "{:.3} of {all:.2} CPUs busy = proxies {:.3} + others {:.3} + softirqs {:.3} (of these for proxies {:.3}, other TCP \
+         {:.3}, unattributed {:.3})",
+        cores(shares.busy_ns()),
+        cores(shares.proxies_ns),
+        cores(shares.others_ns),
+        cores(shares.softirq_ns),
+        cores(shares.softirq_proxies_ns),
+        cores(shares.softirq_others_ns),
+        cores(shares.softirq_unattributed_ns),
+    )
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, never negative")]
+fn rounded(rate: f64) -> u64 {
+    rate.round() as u64
 }
 
 fn table<'a>(hops: impl Iterator<Item = &'a Hop>) -> Table {
@@ -139,7 +200,8 @@ fn cost(document: &Document) -> String {
     } else {
         format!("{:.1} ms", cost.cpu_ns as f64 / 1e6)
     };
-    format!("{bpf}; agent CPU {cpu}, memory {:.1} MiB", cost.rss_bytes as f64 / BYTES_PER_MIB)
+    let [memory, maps] = [cost.rss_bytes, cost.map_bytes].map(|bytes| bytes as f64 / BYTES_PER_MIB);
+    format!("{bpf}; agent CPU {cpu}, memory {memory:.1} MiB, maps in the kernel {maps:.1} MiB")
 }
 
 /// A latency in us: what two significant digits can carry, and one more for the eye.
@@ -218,9 +280,16 @@ nginx (pid 77, /usr/bin/nginx), latencies in us
   messages: 0 seen = exact 0 + ambiguous 0 + unmatched 0 + lost 0 + in flight 0; answered by the
             proxy itself: 0
 
+cost: CPU time in ms, wait for a CPU in us, resident memory in MiB
+ CPU           cores   user  system  softirq  wait p99  requests/s  us/request   MiB  peak
+ envoy (4242)  0.125  150.0    50.0     50.0      8.00         500       250.0  40.0  44.0
+ nginx (77)    0.000      -       -      0.0         -           0           -   0.0   0.0
+  node: 0.340 of 1.99 CPUs busy = proxies 0.100 + others 0.200 + softirqs 0.040 (of these for
+        proxies 0.025, other TCP 0.000, unattributed 0.015)
+
 2.0 s from 2026-11-23T10:00:00Z on node-a (Linux 6.18.44)
 measuring cost: BPF 1.80 us and 18.0 runs per crossing (100 ns a run); agent CPU 0.20 % of a core,
-                memory 9.0 MiB
+                memory 9.0 MiB, maps in the kernel 5.0 MiB
 ";
         let got = render(&document(&window()));
         assert_eq!(got, want);

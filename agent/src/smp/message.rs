@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+use crate::identity::Mesh;
+
 /// The test.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PerformanceTestConfig {
@@ -86,8 +88,42 @@ pub struct ServiceMeshConfig {
     pub id: String,
     /// The node and its proxies.
     pub labels: BTreeMap<String, String>,
+    /// Workers of each proxy; absent where they differ or do not show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_concurrency: Option<i32>,
+    /// The mesh, if all proxies that show one show the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh_type: Option<MeshType>,
+    /// The proxies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<Sidecars>,
     /// The run's id.
     pub exp_uuid: String,
+}
+
+/// A mesh by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MeshType {
+    /// As `ServiceMesh.Type` has it.
+    #[serde(rename = "type")]
+    pub name: Mesh,
+}
+
+/// All proxies together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Sidecars {
+    /// How many.
+    pub count: i32,
+    /// CPU time, thousandths of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_mcores: Option<i32>,
+    /// Memory, MB of 10^6 bytes.
+    pub mem_mb: i32,
+    /// Requests a second.
+    pub rps: i32,
+    /// Bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps: Option<i32>,
 }
 
 /// Where it ran.

@@ -14,11 +14,12 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::document::Document;
+use crate::document::{Document, ProxyMatching};
 use crate::hop::{Direction, Segment};
+use crate::window::Bytes;
 use message::{
-    Client, EnvironmentConfig, EnvironmentNode, Latency, PerformanceTestConfig, PerformanceTestResult,
-    ServiceMeshConfig,
+    Client, EnvironmentConfig, EnvironmentNode, Latency, MeshType, PerformanceTestConfig,
+    PerformanceTestResult, ServiceMeshConfig, Sidecars,
 };
 
 /// Release of the specification whose fields these are.
@@ -64,7 +65,7 @@ impl SmpResult {
     /// The SMP view of a document. Ids depend on the run, the node and the scope alone, so writing twice gives
     /// the same.
     pub fn new(document: &Document, test: &Test) -> Self {
-        let ids = Ids { run_id: &document.run_id, node: &document.node.name };
+        let ids = Ids { run_id: &document.run_id, node: &document.node.identity.name };
         let mesh = mesh(document, &ids);
         let environment = environment(document, &ids);
         let results = scope::all(document)
@@ -131,20 +132,60 @@ fn config(document: &Document, test: &Test) -> PerformanceTestConfig {
 fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
     let proxies: Vec<_> =
         document.proxies.iter().map(|proxy| format!("{}:{}", proxy.proxy, proxy.pid)).collect();
-    let mut labels = vec![("node", document.node.name.clone())];
+    let mut labels = vec![("node", document.node.identity.name.clone())];
+    let sidecar = sidecars(document);
     if !proxies.is_empty() {
         labels.push(("proxies", proxies.join(",")));
+        labels.push((
+            "sidecar-scope",
+            "total of this node's proxies; bps is bytes per second, mem is resident".to_owned(),
+        ));
     }
     ServiceMeshConfig {
         smp_version: SMP_VERSION,
         id: ids.of("mesh"),
         labels: prefixed(labels),
+        proxy_concurrency: all_alike(document.proxies.iter().map(|proxy| proxy.identity.workers))
+            .and_then(|workers| i32::try_from(workers).ok()),
+        mesh_type: all_alike(document.proxies.iter().filter_map(|proxy| proxy.identity.mesh).map(Some))
+            .map(|name| MeshType { name }),
+        sidecar,
         exp_uuid: document.run_id.clone(),
     }
 }
 
+/// What all of them have; `None` if they differ, or one has none.
+fn all_alike<T: Copy + PartialEq>(mut values: impl Iterator<Item = Option<T>>) -> Option<T> {
+    let first = values.next()??;
+    values.all(|value| value == Some(first)).then_some(first)
+}
+
+/// All proxies of the node together, rounded as a whole and never beyond what the fields hold. Absent without proxies.
+fn sidecars(document: &Document) -> Option<Sidecars> {
+    let (proxies, seconds) = (&document.proxies, document.window.seconds);
+    let sum = |value: &dyn Fn(&ProxyMatching) -> f64| proxies.iter().map(value).sum::<f64>();
+    let cores = proxies.iter().map(|proxy| Some(proxy.cpu.as_ref()?.cores)).sum::<Option<f64>>();
+    let bytes = sum(&|proxy| {
+        let Bytes { downstream_out, upstream_out, .. } = proxy.requests.bytes;
+        (downstream_out + upstream_out) as f64
+    });
+    (!proxies.is_empty()).then(|| Sidecars {
+        count: saturated(proxies.len() as f64),
+        cpu_mcores: cores.map(|cores| saturated(cores * 1e3)),
+        mem_mb: saturated(sum(&|proxy| proxy.memory.rss_bytes as f64) / BYTES_PER_MB as f64),
+        rps: saturated(sum(&|proxy| proxy.requests.requests_per_second)),
+        bps: (seconds > 0.0).then(|| saturated(bytes / seconds)),
+    })
+}
+
+/// The nearest number that a field holds.
+fn saturated(value: f64) -> i32 {
+    // `as` takes the nearest, and 0 for what is no number.
+    value.round() as i32
+}
+
 fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
-    let node = &document.node;
+    let node = &document.node.identity;
     let mut labels =
         vec![("node", node.name.clone()), ("kernel", node.kernel.clone()), ("arch", node.arch.clone())];
     labels.extend(node.os.clone().map(|os| ("os", os)));

@@ -32,7 +32,7 @@ impl Scope<'_> {
         let hop = self.hop;
         let mut labels = vec![
             ("scope", "proxy-hop".to_owned()),
-            ("node", document.node.name.clone()),
+            ("node", document.node.identity.name.clone()),
             ("proxy", hop.proxy.clone()),
             ("pid", hop.pid.to_string()),
             ("direction", hop.direction.as_str().to_owned()),

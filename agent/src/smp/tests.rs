@@ -32,7 +32,7 @@ fn config_names_the_run_and_no_argument_of_the_load_generator() {
 #[test]
 fn unknown_is_absent() {
     let mut document = document(&window());
-    (document.node.cpus, document.node.mem_bytes) = (None, None);
+    (document.node.identity.cpus, document.node.identity.mem_bytes) = (None, None);
     let rendered = serde_json::to_value(SmpResult::new(&document, &Test::default())).unwrap();
     assert_eq!(rendered["config"], json!({"smp_version": "v0.6.1", "id": "run-1", "duration": "2s"}));
     assert_eq!(rendered["environment"]["nodes"], json!([{}]));
@@ -82,7 +82,7 @@ fn ids_are_distinct_tied_and_repeatable() {
     assert_eq!(first["results"][1]["mesh_config_id"], first["mesh"]["id"]);
     assert_eq!(first["results"][1]["env_id"], first["environment"]["id"]);
     let mut other = document(&window());
-    other.node.name = "node-b".into();
+    other.node.identity.name = "node-b".into();
     assert_ne!(SmpResult::new(&other, &Test::default()).mesh.id, first["mesh"]["id"].as_str().unwrap());
 }
 

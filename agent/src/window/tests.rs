@@ -6,12 +6,19 @@ use crate::hop::{Direction, Segment, series_index};
 const HOP: usize = series_index(Direction::Request, Segment::Hop);
 
 fn proxy(slot: u32, matching: Matching, hop_ns: &[u64]) -> ProxyWindow {
-    let mut hops: [Histogram; SERIES_PER_PROXY] = Default::default();
+    let mut hops: [Histogram; HOP_SERIES] = Default::default();
     for &value_ns in hop_ns {
         hops[HOP].record(value_ns);
     }
-    let proxy = Proxy { slot, pid: 100 + slot, name: "envoy".into(), exe: "/usr/bin/envoy".into() };
-    ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops }
+    let proxy = Proxy {
+        slot,
+        pid: 100 + slot,
+        name: "envoy".into(),
+        exe: "/usr/bin/envoy".into(),
+        container: Container::default(),
+        identity: Identity::default(),
+    };
+    ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops, cost: ProxyCost::default() }
 }
 
 fn program(run_ns: u64, run_count: u64, missed: u64, verdict: Verdict) -> ProgramRun {
@@ -26,9 +33,14 @@ fn program(run_ns: u64, run_count: u64, missed: u64, verdict: Verdict) -> Progra
 }
 
 fn snapshot(second: i64, proxies: Vec<ProxyWindow>) -> Snapshot {
-    let self_use = SelfUse { cpu_ns: 1_000 * second.unsigned_abs(), rss_bytes: 100 - second.unsigned_abs() };
+    let self_use = SelfUse {
+        cpu_ns: 1_000 * second.unsigned_abs(),
+        rss_bytes: 100 - second.unsigned_abs(),
+        map_bytes: 7,
+    };
     let at = Timestamp::from_second(second).unwrap();
-    Snapshot { at, proxies, programs: vec![], self_use }
+    let (beside, usage) = (CpuBeside::default(), Usage::default());
+    Snapshot { at, proxies, programs: vec![], beside, usage, self_use }
 }
 
 /// The sum that the invariant promises to be `seen`.
@@ -77,7 +89,7 @@ fn counters_are_differences_and_states_are_those_at_the_end() {
     assert_eq!(window.proxies[0].hops[HOP].count(), 2);
     assert_eq!(window.proxies[0].hops[HOP].sum_ns(), 150);
     assert_eq!(window.programs, [program(250, 30, 0, Verdict::Failed("gone".into()))]);
-    assert_eq!(window.self_use, SelfUse { cpu_ns: 3_000, rss_bytes: 96 });
+    assert_eq!(window.self_use, SelfUse { cpu_ns: 3_000, rss_bytes: 96, map_bytes: 7 });
 }
 
 #[test]

@@ -2,11 +2,12 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use bed::protocol::Protocol;
-use bed::{backend, delay, load};
+use bed::{backend, burn, delay, load};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -67,6 +68,24 @@ enum Program {
         #[arg(long, value_name = "US", default_value_t = 0)]
         response_us: u64,
     },
+    /// Use CPU time from when a file appears; prints one line of JSON with what the kernel counted, then waits to be stopped.
+    Burn {
+        /// The file.
+        #[arg(long, value_name = "FILE")]
+        go: PathBuf,
+        /// CPU time to compute, ms.
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        user_ms: u64,
+        /// CPU time to spend in the kernel, ms.
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        system_ms: u64,
+        /// CPU time to send to itself over loopback, ms.
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        loopback_ms: u64,
+        /// End when it is done.
+        #[arg(long)]
+        end: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -85,6 +104,17 @@ fn main() -> Result<()> {
             delay::run(listen, transparent, upstream, delays, listening, |log| {
                 say(&serde_json::to_string(log)?)
             })
+        }
+        Program::Burn { go, user_ms, system_ms, loopback_ms, end } => {
+            let [user, system, loopback] = [user_ms, system_ms, loopback_ms].map(Duration::from_millis);
+            let spent = burn::run(&go, burn::Plan { user, system, loopback })?;
+            say(&serde_json::to_string(&spent)?)?;
+            if end {
+                return Ok(());
+            }
+            loop {
+                std::thread::park();
+            }
         }
     }
 }

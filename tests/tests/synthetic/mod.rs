@@ -3,11 +3,19 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use smp_agent::cgroup::Container;
+use smp_agent::cost::{CpuBeside, CpuCost};
 use smp_agent::histogram::Histogram;
 use smp_agent::hop::{Direction, SERIES};
+use smp_agent::identity::Identity;
+use smp_agent::memory::Memory;
 use smp_agent::probe::Verdict;
 use smp_agent::probe::programs::Hook;
-use smp_agent::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, Snapshot, UnixConnections};
+use smp_agent::usage::Usage;
+use smp_agent::window::{
+    Bytes, Matching, ProgramRun, Proxy, ProxyCost, ProxyWindow, SelfUse, Snapshot, UnixConnections,
+};
+use smp_agent_abi::layout::Cost;
 
 /// Counters `seconds` after the agent's start: an Envoy with samples in all series, an nginx that sees
 /// requests but no responses, and an idle HAProxy.
@@ -26,7 +34,20 @@ pub fn snapshot(seconds: u32) -> Snapshot {
             program("arrival_probe", "tcp_probe", Verdict::NotNeeded, 0),
             program("write", "tcp_sendmsg_locked", Verdict::Unsupported("Linux 6.16 has it".into()), 0),
         ],
-        self_use: SelfUse { cpu_ns: 1_234_567 * steps, rss_bytes: 9 << 20 },
+        beside: CpuBeside {
+            others: Cost {
+                on_cpu_ns: 400_000_000 * steps,
+                softirq_caused_ns: 9_000_000 * steps,
+                ..Cost::default()
+            },
+            idle: Cost {
+                on_cpu_ns: 1_300_000_000 * steps,
+                softirq_borne_ns: 30_000_000 * steps,
+                ..Cost::default()
+            },
+        },
+        usage: Usage::default(),
+        self_use: SelfUse { cpu_ns: 1_234_567 * steps, rss_bytes: 9 << 20, map_bytes: 33 << 20 },
     }
 }
 
@@ -50,9 +71,38 @@ fn proxy(slot: u32, pid: u32, name: &str, steps: u64, directions: &[Direction]) 
         lost: BTreeMap::from([("set_full", 2 * steps), ("stale", 3 * steps)]),
         in_flight: steps,
     };
-    let proxy = Proxy { slot, pid, name: name.into(), exe: format!("/usr/bin/{name}").into() };
+    let proxy = Proxy {
+        slot,
+        pid,
+        name: name.into(),
+        exe: format!("/usr/bin/{name}").into(),
+        container: Container::default(),
+        identity: Identity::default(),
+    };
     let unix = UnixConnections { downstream: steps, upstream: 2 * steps };
-    ProxyWindow { proxy, matching, unix, hops }
+    ProxyWindow { proxy, matching, unix, hops, cost: cost(steps) }
+}
+
+fn cost(steps: u64) -> ProxyCost {
+    let mut run_queue_wait = Histogram::new();
+    (0..100 * steps).for_each(|place| run_queue_wait.record(1_000 + place * 77));
+    let counted = Cost {
+        on_cpu_ns: 123_456_789 * steps,
+        user_ticks_ns: 80_000_000 * steps,
+        system_ticks_ns: 44_000_000 * steps,
+        voluntary: 90 * steps,
+        involuntary: 10 * steps,
+        softirq_borne_ns: 4_000_000 * steps,
+        softirq_caused_ns: 6_000_000 * steps,
+    };
+    let bytes = Bytes {
+        downstream_in: 57 * steps,
+        downstream_out: 131 * steps,
+        upstream_in: 132 * steps,
+        upstream_out: 98 * steps,
+    };
+    let memory = Memory { rss_bytes: 40 << 20, rss_peak_bytes: 41 << 20, ..Memory::default() };
+    ProxyCost { cpu: CpuCost { counted, run_queue_wait }, bytes, memory, throttling: None }
 }
 
 /// From 1 ns to 0.5 s, evenly on a logarithmic scale; the next of a fixed sequence.

@@ -92,7 +92,11 @@ impl Bounds {
                 Self::MIXED
             }
             protocol if protocol.multiplexes() && ambiguous >= AMBIGUOUS_SHARE => {
-                if full { Self::MULTIPLEXED_CROWD } else { Self::MULTIPLEXED }
+                if full {
+                    Self::MULTIPLEXED_CROWD
+                } else {
+                    Self::MULTIPLEXED
+                }
             }
             _ if cell.proxy.hands_over() => Self::HANDED_OVER,
             Protocol::H1Body(bytes) | Protocol::H1Chunked(bytes) if full && bytes >= LONG_BYTES => Self::LONG,

@@ -1,0 +1,283 @@
+//! CPU time and memory against what the kernel itself counts: a process's clock, its scheduler statistics, its control group,
+//! and `/proc/stat`.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdout, Command};
+use std::sync::Mutex;
+
+use anyhow::{Context as _, Result, ensure};
+use bed::burn::Spent;
+use bed::measuring::Measuring;
+use bed::process::Child;
+use bed::tools;
+use serde_json::Value;
+
+/// How far from the kernel's own count a time may be, as a share of it.
+const SHARE: f64 = 0.02;
+
+/// Two processors, and each test wants them for itself.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A program that waits for its sign, then uses CPU time.
+struct Burner {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Burner {
+    fn start(program: &Path, dir: &Path, pinned: Option<u32>, args: &[&str]) -> Result<Self> {
+        let mut command = match pinned {
+            Some(cpu) => {
+                let mut command = Command::new("taskset");
+                command.args(["-c", &cpu.to_string()]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.arg("burn").arg("--go").arg(dir.join("go")).args(args);
+        let (child, stdout) = Child::piped("burner", &command)?;
+        Ok(Self { child, stdout: BufReader::new(stdout) })
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// What the kernel counted for it, when it is done.
+    fn spent(&mut self) -> Result<Spent> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        serde_json::from_str(&line).with_context(|| format!("a burner said {line:?}"))
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    let dir = tools::target().join("tests/cost").join(name);
+    drop(fs::remove_dir_all(&dir));
+    fs::create_dir_all(&dir).expect("the target folder is writable");
+    dir
+}
+
+fn bed() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_bed"))
+}
+
+fn go(dir: &Path) {
+    fs::write(dir.join("go"), "").expect("the folder is writable");
+}
+
+fn number(value: &Value, name: &str) -> f64 {
+    value[name].as_f64().unwrap_or_else(|| panic!("no {name} in {value}"))
+}
+
+#[track_caller]
+fn assert_near(what: &str, got: f64, truth: f64) {
+    assert!((got - truth).abs() <= SHARE * truth, "{what}: {got} for {truth}");
+}
+
+/// One burner, measured from before it begins until it is done: the document's proxy and the kernel's count.
+fn one(name: &str, args: &[&str]) -> (Value, Spent, Value) {
+    let dir = folder(name);
+    let mut burner = Burner::start(&bed(), &dir, None, args).expect("a burner");
+    let measuring = Measuring::start(burner.pid(), &dir).expect("a measurement");
+    go(&dir);
+    let spent = burner.spent().expect("what it spent");
+    let mut document = measuring.finish().expect("a document");
+    (document["proxies"][0].take(), spent, document["node"].take())
+}
+
+/// Its threads, and the softirqs that ran on top of them: what its clock counts.
+fn on_its_clock(proxy: &Value) -> f64 {
+    number(&proxy["cpu"], "on_cpu_ns") + number(&proxy["cpu"], "softirq_borne_ns")
+}
+
+#[test]
+fn a_second_of_user_and_a_second_of_system_time() {
+    let _alone = ALONE.lock();
+    for (kind, args) in [("user", ["--user-ms", "1000"]), ("system", ["--system-ms", "1000"])] {
+        let (proxy, spent, _) = one(kind, &args);
+        assert_near(kind, on_its_clock(&proxy), spent.total_ns as f64);
+        let part = number(&proxy["cpu"], &format!("{kind}_ns"));
+        let truth = if kind == "user" { spent.user_ns } else { spent.system_ns };
+        assert_near(kind, part, truth as f64);
+        assert!(part >= 0.8 * spent.total_ns as f64, "{kind}: {proxy}");
+    }
+}
+
+#[test]
+fn traffic_over_loopback_is_softirqs_of_its_own() {
+    let _alone = ALONE.lock();
+    let (proxy, spent, node) = one("loopback", &["--loopback-ms", "1000"]);
+    let cpu = &proxy["cpu"];
+    assert_near("loopback", on_its_clock(&proxy), spent.total_ns as f64);
+    // It sends to itself: what softirqs it bears it causes.
+    let (borne, caused) = (number(cpu, "softirq_borne_ns"), number(cpu, "softirq_ns"));
+    assert!(borne >= 0.05 * spent.total_ns as f64, "{cpu}");
+    assert!((0.7 * borne..=1.1 * borne).contains(&caused), "{cpu}");
+    let shares = &node["shares"];
+    let attributed = number(shares, "softirq_proxies_ns") + number(shares, "softirq_others_ns");
+    let sum = attributed + number(shares, "softirq_unattributed_ns");
+    assert_near("softirqs", sum, number(shares, "softirq_ns"));
+}
+
+#[test]
+fn two_proxies_at_once_are_told_apart_and_the_node_adds_up() {
+    let _alone = ALONE.lock();
+    let dir = folder("two");
+    let mut long = Burner::start(&bed(), &dir, None, &["--user-ms", "2000"]).expect("a burner");
+    let mut short = Burner::start(&bed(), &dir, None, &["--system-ms", "1000"]).expect("a burner");
+    let measuring = Measuring::start_all(&[long.pid(), short.pid()], &dir).expect("a measurement");
+    go(&dir);
+    let spent = [long.spent(), short.spent()].map(|spent| spent.expect("what it spent"));
+    let document = measuring.finish().expect("a document");
+    let proxies = document["proxies"].as_array().expect("proxies");
+    for (burner, spent) in [&long, &short].into_iter().zip(spent) {
+        let of = |proxy: &&Value| proxy["pid"] == burner.pid();
+        let proxy = proxies.iter().find(of).expect("it is in the document");
+        assert_near("one of two", on_its_clock(proxy), spent.total_ns as f64);
+    }
+    let node = &document["node"];
+    let busy: f64 = ["user_ns", "nice_ns", "system_ns", "irq_ns", "softirq_ns", "steal_ns"]
+        .map(|name| number(&node["cpu"], name))
+        .into_iter()
+        .sum();
+    let shares = ["proxies_ns", "others_ns", "softirq_ns"].map(|name| number(&node["shares"], name));
+    // Of all there was: what `/proc/stat` says is sampled, and tasks that run for less than a tick show in part.
+    let (sum, all): (f64, f64) = (shares.into_iter().sum(), busy + number(&node["cpu"], "idle_ns"));
+    assert!((sum - busy).abs() <= SHARE * all, "the node: {sum} for {busy} of {all}");
+}
+
+#[test]
+fn waiting_for_a_cpu_is_what_the_scheduler_counts() {
+    let _alone = ALONE.lock();
+    let dir = folder("wait");
+    let mut first = Burner::start(&bed(), &dir, Some(1), &["--user-ms", "500"]).expect("a burner");
+    let mut second = Burner::start(&bed(), &dir, Some(1), &["--user-ms", "500"]).expect("a burner");
+    let measuring = Measuring::start(first.pid(), &dir).expect("a measurement");
+    let before = run_delay_ns(first.pid()).expect("scheduler statistics");
+    go(&dir);
+    let _spent = [first.spent(), second.spent()].map(|spent| spent.expect("what it spent"));
+    let truth = (run_delay_ns(first.pid()).expect("scheduler statistics") - before) as f64;
+    let document = measuring.finish().expect("a document");
+    let wait = &document["proxies"][0]["cpu"]["run_queue_wait"];
+    let sum = number(wait, "mean") * number(wait, "count");
+    assert!(truth > 2e8, "they were to share a CPU, and waited {truth} ns");
+    assert_near("waiting", sum, truth);
+    let switches = &document["proxies"][0]["cpu"];
+    assert!(number(switches, "involuntary_switches") > 5.0, "{switches}");
+}
+
+#[test]
+fn a_proxy_that_is_restarted_in_the_window_is_two() {
+    let _alone = ALONE.lock();
+    let dir = folder("restart");
+    let program = dir.join("smp-burner");
+    fs::copy(bed(), &program).expect("a copy with a name of its own");
+    let args = ["--user-ms", "300", "--end"];
+    let mut first = Burner::start(&program, &dir, None, &args).expect("a burner");
+    let measuring = Measuring::start_named("smp-burner", &dir).expect("a measurement");
+    go(&dir);
+    let mut spent = vec![first.spent().expect("what it spent")];
+    for _ in 0..2 {
+        let mut next = Burner::start(&program, &dir, None, &args).expect("a burner");
+        spent.push(next.spent().expect("what it spent"));
+    }
+    let document = measuring.finish().expect("a document");
+    let proxies = document["proxies"].as_array().expect("proxies");
+    assert_eq!(proxies.len(), 3, "{proxies:?}");
+    let sum: f64 = proxies.iter().map(on_its_clock).sum();
+    let truth: u64 = spent.iter().map(|spent| spent.total_ns).sum();
+    // The start of a process is not on the burner's account, some ms of it on the agent's.
+    assert!((0.98 * truth as f64..=1.1 * truth as f64).contains(&sum), "{sum} for {truth}");
+}
+
+#[test]
+fn a_control_group_of_its_own() {
+    let _alone = ALONE.lock();
+    let dir = folder("group");
+    let group = Group::new("smp-agent-test").expect("a control group");
+    let mut burner = Burner::start(&bed(), &dir, None, &["--user-ms", "200"]).expect("a burner");
+    group.take(burner.pid()).expect("it takes the burner");
+    let measuring = Measuring::start(burner.pid(), &dir).expect("a measurement");
+    go(&dir);
+    let _spent = burner.spent().expect("what it spent");
+    let truth = group.throttled_ns().expect("the group's statistics") as f64;
+    let document = measuring.finish().expect("a document");
+    let proxy = &document["proxies"][0];
+    assert!(truth > 1e8, "the limit was to be felt: {truth}");
+    assert_near("throttled", number(&proxy["cpu"]["throttling"], "throttled_ns"), truth);
+    let memory = &proxy["memory"];
+    let (rss, pss) = (number(memory, "rss_bytes"), number(memory, "pss_bytes"));
+    assert!(rss > 1e6 && pss <= rss && number(memory, "rss_peak_bytes") >= rss, "{memory}");
+    assert!(number(memory, "working_set_bytes") > 0.0, "{memory}");
+}
+
+/// Time that the main thread of a process was ready and did not run, ns: the second number of its `schedstat`.
+fn run_delay_ns(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+    Ok(text.split_whitespace().nth(1).context("no second number")?.parse()?)
+}
+
+/// A control group with a fifth of a CPU, in whichever version this machine counts CPU time; removed on drop.
+struct Group {
+    folders: Vec<PathBuf>,
+    /// Where CPU time is limited.
+    cpu: PathBuf,
+}
+
+impl Group {
+    fn new(name: &str) -> Result<Self> {
+        let one = Path::new("/sys/fs/cgroup/cpu").exists();
+        let folders: Vec<_> = if one {
+            ["cpu", "memory"].map(|controller| Path::new("/sys/fs/cgroup").join(controller).join(name)).into()
+        } else {
+            vec![Path::new("/sys/fs/cgroup").join(name)]
+        };
+        for folder in &folders {
+            if !folder.exists() {
+                fs::create_dir(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            }
+        }
+        let cpu = folders[0].clone();
+        if one {
+            fs::write(cpu.join("cpu.cfs_period_us"), "100000")?;
+            fs::write(cpu.join("cpu.cfs_quota_us"), "20000")?;
+        } else {
+            fs::write(cpu.join("cpu.max"), "20000 100000")?;
+        }
+        Ok(Self { folders, cpu })
+    }
+
+    fn take(&self, pid: u32) -> Result<()> {
+        self.folders
+            .iter()
+            .try_for_each(|folder| Ok(fs::write(folder.join("cgroup.procs"), pid.to_string())?))
+    }
+
+    fn throttled_ns(&self) -> Result<u64> {
+        let text = fs::read_to_string(self.cpu.join("cpu.stat"))?;
+        let value = |name: &str| -> Option<u64> {
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        };
+        let found = value("throttled_time ").or_else(|| value("throttled_usec ").map(|us| us * 1_000));
+        ensure!(found.is_some(), "no throttling in {text}");
+        Ok(found.unwrap_or_default())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for folder in &self.folders {
+            // Whoever is left in it goes back to where all are.
+            let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            for pid in procs.lines() {
+                drop(fs::write(folder.with_file_name("cgroup.procs"), pid));
+            }
+            if let Err(error) = fs::remove_dir(folder) {
+                eprintln!("cannot remove {}: {error}", folder.display());
+            }
+        }
+    }
+}
