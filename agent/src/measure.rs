@@ -203,7 +203,7 @@ impl Measurement {
         let trip = breaker.look(&self.probes.runs(), drain::self_use().cpu_ns, Instant::now());
         let Some(Trip { group, cores }) = trip else { return Ok(()) };
         let reason = format!(
-            "{} are not measured any more: measuring cost {:.1} % of a CPU, more than --max-cpu allows, and this most of it",
+            "no longer measured: {}; measuring cost {:.2} % of a CPU, more than --max-cpu allows, and this most of it",
             group.as_str(),
             100.0 * cores
         );

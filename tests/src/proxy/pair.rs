@@ -3,7 +3,7 @@
 //! The proxy of the server logs the secrets of its TLS connections, which are those of the client's proxy too. Envoy
 //! has an option for that. `HAProxy` keeps them for its log format, and its log is theirs: one line with the first
 //! request of each connection, nothing for the others. It goes two ways, since a thread that finds the other one writing
-//! leaves its line out: some in ten thousand.
+//! leaves its line out: one in some thousand.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -103,14 +103,11 @@ impl<W: Word> Lane<W> {
     /// Says that the connection `upstream` has closed. Any CPU may do this, and again.
     #[inline(always)]
     pub fn close(&self, upstream: u64) {
-        let closed = self.upstreams.close(upstream);
-        if let Some(place) = closed {
+        if let Some(place) = self.upstreams.close(upstream) {
             self.openers.note_closed(place);
-        }
-        if let Some(place) = closed
-            && place.asked.load() != 0
-        {
-            self.count_gone(u64::MAX);
+            if place.asked.load() != 0 {
+                self.count_gone(u64::MAX);
+            }
         }
     }
 
