@@ -150,7 +150,9 @@ fn a_proxy_that_answers_itself_has_no_crossings() {
     let measured = measure("local", &bed, server.pid(), &target, &["-c16"], &[]).expect("a measurement");
     measured.assert_accounted();
     assert!(measured.class("local") >= measured.answered, "{}", measured.matching);
-    assert_eq!((measured.class("seen"), measured.class("in_flight")), (0, 0), "{}", measured.matching);
+    // A client that ends in the middle leaves a request on each of its connections without an answer.
+    assert_eq!(measured.class("seen"), measured.class("in_flight"), "{}", measured.matching);
+    assert!(measured.class("in_flight") <= 16, "{}", measured.matching);
 }
 
 #[test]
