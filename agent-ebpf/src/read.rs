@@ -6,12 +6,13 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Loss, MOST_STARVED, NOTED, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED, SHARED, SHARED_WEIGHT,
-    STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN, is_empty_frame, is_record,
+    Direction, Loss, MOST_STARVED, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED,
+    SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN,
+    is_empty_frame, is_record,
 };
 use smp_agent_abi::word::Word as _;
 
-use crate::maps::{LESS_ONE, counter};
+use crate::maps::{LESS_ONE, Lane, counter};
 use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
 use crate::own::note_record;
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
@@ -137,7 +138,9 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
         return None;
     };
     let latest = &current.lane.latest[used.inbound() as usize];
-    let starved = latest.note(u64::from(used.socket.id), 0, now_ns);
+    // Where others of its side carry several messages at once, so may this one, before it is known to.
+    let stamp_ns = if latest.several.load() != 0 && !current.shared { arrival_ns } else { 0 };
+    let starved = latest.note(u64::from(used.socket.id), stamp_ns, now_ns);
     // Below `MULTIPLEXED` here, or it were a batch.
     let weight = match current.lane.latest[0].several.load() | current.lane.latest[1].several.load() {
         _ if current.shared => SHARED_WEIGHT,
@@ -155,7 +158,9 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
         opening::release_answered(current.place, used.socket.upstream, used.socket.proxy_slot);
         return None;
     }
-    let tag = if socket.role == ROLE_ACCEPTED {
+    let tag = if socket.role == ROLE_ACCEPTED && may_be_record(tcp, current.lane, before) {
+        current.lane.push_record(arrival_ns, now_ns, u64::from(socket.id))
+    } else if socket.role == ROLE_ACCEPTED {
         current.lane.push_request(arrival_ns, now_ns, u64::from(socket.id), socket.upstream)
     } else {
         current.lane.push_response(arrival_ns, now_ns, socket.upstream, u64::from(socket.downstream))
@@ -174,6 +179,14 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     note_reader(&used)
 }
 
+/// True if what has come on an accepted connection may be a control record: others of its lane carry several messages at once.
+#[inline(always)]
+fn may_be_record(tcp: *const c_void, lane: &Lane, before: u32) -> bool {
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let bytes = unsafe { field::<u32>(tcp, &TCP_RCV_NXT) }.wrapping_sub(before) as usize;
+    lane.latest[Direction::Request as usize].several.load() != 0 && is_record(bytes, 1)
+}
+
 /// True if what has come on an accepted connection acknowledges the proxy's HTTP/2 settings, which it has just written.
 #[inline(always)]
 fn is_acknowledgement(tcp: *const c_void, socket: &Socket, before: u32) -> bool {
@@ -183,17 +196,25 @@ fn is_acknowledgement(tcp: *const c_void, socket: &Socket, before: u32) -> bool 
 }
 
 /// True if what was read of the socket so far was a control record, which ends here: it is short, and more arrived
-/// after it was read while nothing was written for it.
+/// after it was read while nothing was written for it, or it has ended as one before.
 #[inline(always)]
 fn end_record(used: &mut Used<'_>, before: u32, arrival_ns: u64) -> bool {
     let inbound = used.inbound() as usize;
     let socket = &mut *used.socket;
     let bytes = before.wrapping_sub(socket.start_seq) as usize;
-    if socket.pending_tag == 0 || !is_record(bytes, socket.records) {
-        return false;
-    }
     let Some(lane) = lane::at(socket.pending_lane) else { return false };
     let set = &lane.pending[inbound];
+    let several = lane.latest[inbound].several.load() as u32;
+    // HTTP/2 begins with settings, of any length.
+    let settings =
+        several != 0 && socket.settled <= OPENING_MESSAGES && set.has_rested(socket.pending_tag, arrival_ns);
+    if socket.pending_tag == 0 || !settings && !is_record(bytes, socket.records | several) {
+        return false;
+    }
+    if set.was_record(socket.pending_tag, arrival_ns) {
+        note_record(socket, socket.pending_lane, bytes, false);
+        return true;
+    }
     let Some(read_ns) = set.read_ns(socket.pending_tag) else { return false };
     // What arrived before may be the rest of a message that is read in parts.
     if arrival_ns <= read_ns && !is_empty_frame(bytes) || !set.end(socket.pending_tag) {

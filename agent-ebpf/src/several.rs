@@ -4,7 +4,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_NONE, ROLE_ACCEPTED, Socket, TURN_READING, TURN_WRITING, is_record,
+    CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_NONE, Direction, MULTIPLEXED, OTHERS_WEIGHT, ROLE_ACCEPTED, SHARED,
+    Socket, TURN_READING, TURN_WRITING, is_record,
 };
 use smp_agent_abi::pending::Drained;
 use smp_agent_abi::word::Word as _;
@@ -15,6 +16,32 @@ use crate::own::note_record;
 use crate::socket::{Used, tcp};
 use crate::write::forget_records;
 use crate::{departure, lane};
+
+/// Whether a connection that is about to be answered has brought several messages with its last read, where others of its
+/// side do too. It is taken to carry several at once then. A function of its own: see `write.rs`.
+#[inline(always)]
+pub fn shows(socket: &mut Socket) -> bool {
+    show(socket) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn show(socket: *mut Socket) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_mut() }) else { return 0 };
+    if socket.role != ROLE_ACCEPTED || socket.turn != TURN_READING || socket.owner & SHARED != 0 {
+        return 0;
+    }
+    let Some(lane) = lane::at(socket.lane) else { return 0 };
+    let latest = &lane.latest[Direction::Request as usize];
+    let shown = latest.several.load() != 0
+        && latest.id.load() == u64::from(socket.id)
+        && latest.starved.load() * u64::from(OTHERS_WEIGHT) >= u64::from(MULTIPLEXED);
+    if shown {
+        socket.multiplexed = MULTIPLEXED;
+    }
+    u32::from(shown)
+}
 
 /// A write to a connection that carries several messages at once: it takes all that its lane has read, or its share where
 /// others are written to as well. It is none if it has the length of a control record and follows at once on what was read
@@ -30,7 +57,7 @@ pub fn on_write(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> {
         note_record(used.socket, current.place, size, true);
         return None;
     }
-    forget_records(current.place, used.outbound() as u32);
+    forget_records(&used, current.place);
     let mut drained = Drained::default();
     drain_for(current.place, used.outbound() as u32, used.socket.id, size as u64, &mut drained);
     let count = drained.singles + drained.batches;

@@ -78,7 +78,7 @@ fn on_entry(sk: *const c_void, size: usize) -> Option<()> {
 fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     let mut used = in_use(sk)?;
     used.counters.add_written(used.outbound(), size as u64);
-    if is_multiplexed(used.socket) {
+    if is_multiplexed(used.socket) || several::shows(used.socket) {
         return several::on_write(sk, used, size);
     }
     if used.socket.opening != OPENING_OVER && !opening::is_message(sk, &mut used, size)? {
@@ -130,7 +130,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         return None;
     };
     let answered = lane::at(place).map_or(0, Lane::has_just_read_response);
-    forget_records(place, used.outbound() as u32);
+    forget_records(&used, place);
     clear_fronts(place);
     let mut newest = newest;
     if shared {
@@ -217,13 +217,36 @@ extern "C" fn clear_fronts(place: u32) -> u32 {
 }
 
 /// [`Lane::forget_records`](smp_agent_abi::lane::Lane::forget_records) of the lane at `place`.
+#[inline(always)]
+pub fn forget_records(used: &Used<'_>, place: u32) {
+    let ended = u64::from(forget_records_at(place, used.outbound() as u32));
+    used.counters.add(counter!(pending), ended.wrapping_neg());
+    used.counters.add(counter!(local), ended);
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn forget_records(place: u32, direction: u32) -> u32 {
+extern "C" fn forget_records_at(place: u32, direction: u32) -> u32 {
     if let Some(lane) = lane::at(place) {
-        lane.forget_records(direction as usize);
+        return lane.forget_records(direction as usize, |position, round, quiet_since_ns| {
+            u64::from(forget_record(place, direction, position, round, quiet_since_ns))
+        }) as u32;
     }
     0
+}
+
+/// [`Lane::forget_record`](smp_agent_abi::lane::Lane::forget_record) of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget_record(
+    place: u32,
+    direction: u32,
+    position: u64,
+    round: u64,
+    quiet_since_ns: u64,
+) -> u32 {
+    lane::at(place)
+        .map_or(0, |lane| lane.forget_record(direction as usize, position, round, quiet_since_ns) as u32)
 }
 
 /// Sets what a thread takes of those that share the lane at `place`: as [`Lane::newest_or_left`].
@@ -309,13 +332,13 @@ fn from_latest(
     let latest = &lane.latest[used.outbound() as usize];
     // It is owed an answer, or may be a request.
     let expected = if accepted { turn == TURN_READING } else { size > RECORD_BYTES };
+    if expected {
+        latest.starved.add(1);
+    }
     if latest.arrival_ns.load() != 0 && expected {
         let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         lane.note_latest(used.outbound() as usize);
         return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
-    }
-    if expected {
-        latest.starved.add(1);
     }
     if accepted && turn == TURN_READING {
         used.counters.add(counter!(seen), 1);

@@ -28,7 +28,7 @@ mod several;
 mod shared;
 
 use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
-use crate::pending::{BATCH, Claim, ENTRIES, Pending, position_of, tag_at};
+use crate::pending::{BATCH, Claim, ENTRIES, Pending, RECORD, position_of, tag_at};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 use bytes::Flow;
@@ -133,6 +133,16 @@ impl<W: Word> Lane<W> {
         if let Some(upstream) = self.upstreams.get(usual) {
             upstream.usual.store(tag);
         }
+        self.note_read(REQUEST, tag);
+        self.note_to_write(REQUEST);
+        Some(tag)
+    }
+
+    /// Adds what may be a request or a control record, as [`Lane::push_request`]. [`Lane::forget_records`] may end it.
+    #[inline(always)]
+    pub fn push_record(&self, arrival_ns: u64, read_ns: u64, downstream: u64) -> Option<u64> {
+        self.begin_turn(arrival_ns, read_ns);
+        let tag = self.pending[REQUEST].push(arrival_ns, read_ns, downstream | RECORD, 0)?;
         self.note_read(REQUEST, tag);
         self.note_to_write(REQUEST);
         Some(tag)

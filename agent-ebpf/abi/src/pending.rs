@@ -7,6 +7,7 @@ mod batch;
 
 use crate::word::Word;
 pub use batch::{BATCH, DRAIN, DRAIN_STEPS, Drained};
+pub(crate) use batch::{FORGET_STEPS, RECORD, RECORD_GRACE_NS};
 
 /// Entries in one set. Connections per thread that can have a message inside the proxy at the same instant.
 pub const ENTRIES: usize = 1024;
@@ -48,8 +49,8 @@ pub struct Entry<W> {
     tag: W,
     pub(crate) arrival_ns: W,
     pub(crate) read_ns: W,
-    /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits. Of
-    /// what was read together with others [`BATCH`] and its bytes.
+    /// Which downstream socket a request came from, or a response should go to if all were paired in order: 32 bits, and
+    /// [`RECORD`] if it may have been none. Of what was read together with others [`BATCH`] and its bytes.
     pub(crate) downstream: W,
     /// Which thread read it last, where threads share the set. Where they do not, of a request: name of the connection
     /// that a prompt proxy has written it to, 0 if none was foreseen.
@@ -174,7 +175,7 @@ impl<W: Word> Pending<W> {
         }
         self.in_order.store(position);
         let downstream = if position < tail { self.entry(position).downstream.load() } else { 0 };
-        if downstream & BATCH == 0 { downstream } else { 0 }
+        if downstream & BATCH == 0 { downstream & !RECORD } else { 0 }
     }
 
     /// The tag of the message at `position`, if it is live.

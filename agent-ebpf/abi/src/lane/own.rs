@@ -4,7 +4,7 @@
 //! for any more stays where it was read. Either would be taken for the next message's and put all later ones out.
 
 use super::{Habit, Lane, REQUEST, RESPONSE, size_class};
-use crate::pending::{CLAIMED, Claim, DROPPED, LIVE, position_of, tag_at};
+use crate::pending::{CLAIMED, Claim, DROPPED, LIVE, RECORD, position_of, tag_at};
 use crate::upstreams::NOWHERE;
 use crate::word::Word;
 
@@ -192,7 +192,7 @@ impl<W: Word> Lane<W> {
     fn has_response_for(&self, downstream: u64, usual: u64) -> bool {
         self.upstreams.get(usual).is_some_and(|place| {
             let carried = self.pending[REQUEST].remembered(place.carries.load());
-            carried.is_some_and(|request| request.downstream.load() == downstream)
+            carried.is_some_and(|request| request.downstream.load() & !RECORD == downstream)
                 && self.pending[RESPONSE].is_live(place.response.load())
         })
     }

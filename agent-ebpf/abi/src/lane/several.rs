@@ -2,8 +2,11 @@
 
 use super::{Lane, RESPONSE, ROUNDS};
 use crate::layout::is_record;
-use crate::pending::{BATCH, DRAIN_STEPS, Drained, ENTRIES};
+use crate::pending::{BATCH, DRAIN_STEPS, Drained, ENTRIES, FORGET_STEPS, RECORD_GRACE_NS};
 use crate::word::Word;
+
+/// [`RECORD_GRACE_NS`] where control records are known to stand between messages.
+const KNOWN_RECORD_GRACE_NS: u64 = 50_000;
 
 /// What a lane has read last in one direction, for writes that find nothing pending: then one read has brought several
 /// messages.
@@ -82,16 +85,48 @@ impl<W: Word> Lane<W> {
         drained
     }
 
-    /// Where control records stand between messages, forgets what has the length of one and was read before this round, if
-    /// there is something of this round to write on.
+    /// Forgets what has the length of a control record and still waits though there is something to write on that was read
+    /// later: so much later that a message would have been written on before, or, where control records stand between
+    /// messages, in a later round. `step` does [`Lane::forget_record`], for a position, one from which the round is the
+    /// latest, and a time. Returns how many end that were counted as messages.
     #[inline(always)]
-    pub fn forget_records(&self, direction: usize) {
+    pub fn forget_records(&self, direction: usize, step: impl Fn(u64, u64, u64) -> u64) -> u64 {
         let direction = direction & 1;
         let set = &self.pending[direction];
-        let begin = self.rounds[self.this_round()][direction].load();
-        if !self.bytes_tell() && self.shared.load() == 0 && set.tail.load() > begin {
-            set.forget_before(begin, |bytes| is_record(bytes, 1));
+        let (round, grace_ns) = if self.bytes_tell() {
+            (0, RECORD_GRACE_NS)
+        } else {
+            (self.rounds[self.this_round()][direction].load(), KNOWN_RECORD_GRACE_NS)
+        };
+        let later = self.turn_start[direction].load().max(round);
+        let quiet_since_ns = self.turn_read_ns.load().saturating_sub(grace_ns);
+        let mut ended = 0;
+        if self.shared.load() != 0 || set.tail.load() <= later {
+            return ended;
         }
+        let head = set.front();
+        for ahead in 0..FORGET_STEPS {
+            if head + ahead >= later {
+                break;
+            }
+            ended = set.blur(ended + step(head + ahead, round, quiet_since_ns));
+        }
+        ended
+    }
+
+    /// One step of forgetting control records.
+    #[inline(always)]
+    pub fn forget_record(&self, direction: usize, position: u64, round: u64, quiet_since_ns: u64) -> u64 {
+        let set = &self.pending[direction & 1];
+        let [_, read_ns] = set.stamps(position);
+        if position >= round && read_ns >= quiet_since_ns {
+            return 0;
+        }
+        let counted = set.end_record(position);
+        if counted || is_record(set.bytes_at(position), 1) && set.forget(position) {
+            self.latest[direction & 1].records.add(1);
+        }
+        u64::from(counted)
     }
 
     /// One step of taking the messages that a write to a multiplexed connection carries on.
@@ -109,7 +144,7 @@ impl<W: Word> Lane<W> {
     /// Forgets what was read together with others and was not written on in the turn after: control records.
     #[inline(always)]
     pub fn forget_stale(&self, direction: usize) {
-        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load(), |_| true);
+        self.pending[direction & 1].forget_before(self.older_start[direction & 1].load());
     }
 
     /// Whether the last thing this thread did was to read the connection of this number, in that direction, and

@@ -148,7 +148,9 @@ fn a_control_record_left_from_before_does_not_stand_in_for_a_message() {
     };
     let upstream = lane.connect();
     let written = |now_ns| {
-        lane.forget_records(REQUEST);
+        lane.forget_records(REQUEST, |position, round, quiet_since_ns| {
+            lane.forget_record(REQUEST, position, round, quiet_since_ns)
+        });
         lane.claim_request(now_ns, 7, upstream, 0).read_ns
     };
     read(1_000, RECORD);
