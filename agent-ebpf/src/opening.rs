@@ -110,7 +110,7 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option
     }
     if used.socket.role == ROLE_ACCEPTED {
         used.socket.opening = match used.socket.opening {
-            OPENING_NEW => OPENING_ASKED,
+            OPENING_NEW if size as u64 >= u64::from(SHORTEST_ANSWER) => OPENING_ASKED,
             OPENING_FIRST if after_read => OPENING_SECURED,
             same @ (OPENING_FIRST | OPENING_SECURED) => same,
             _ => OPENING_OVER,

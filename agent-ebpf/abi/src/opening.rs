@@ -16,10 +16,10 @@
 //! carried on.
 
 /// Bytes that a server answers a hello with, at least. In TLS 1.3 a hello of its own (122 bytes with an X25519 key), its
-/// extensions and its last word (58 or more), in TLS 1.2 resumed the hello (80 or more) and the last word (51); HTTP/2
-/// begins with settings (9 bytes and 6 for each, of which servers send up to 6), their acknowledgement (9) and a window
-/// update (13).
-pub const SHORTEST_ANSWER: u32 = 120;
+/// extensions and its last word (58 or more), or the wish for another hello (99 and 6), in TLS 1.2 resumed the hello (80 or
+/// more) and the last word (51); HTTP/2 begins with settings (9 bytes and 6 for each, of which servers send up to 6), their
+/// acknowledgement (9) and a window update (13).
+pub const SHORTEST_ANSWER: u32 = 100;
 
 /// It is past its first messages, or was accepted, or was there before the agent.
 pub const OPENING_OVER: u32 = 0;
