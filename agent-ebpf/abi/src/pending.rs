@@ -19,7 +19,7 @@ const CLEAR_STEPS: usize = 32;
 const TAKE_STEPS: usize = 8;
 
 /// How many dropped entries are passed over in search of the next in order.
-const IN_ORDER_STEPS: usize = 4;
+const IN_ORDER_STEPS: usize = 16;
 
 /// How often a live entry is sought anywhere in a turn before the oldest is taken.
 const ANY_STEPS: usize = 8;
@@ -169,13 +169,19 @@ impl<W: Word> Pending<W> {
         let tail = self.tail.load();
         let mut position = self.in_order.load();
         for _ in 0..IN_ORDER_STEPS {
-            if position < tail && self.entry(position).tag.load() == tag(position, DROPPED) {
-                position += 1;
-            }
+            let dropped = position < tail && self.entry(position).tag.load() == tag(position, DROPPED);
+            position = self.blur(position + u64::from(dropped));
         }
         self.in_order.store(position);
         let downstream = if position < tail { self.entry(position).downstream.load() } else { 0 };
         if downstream & BATCH == 0 { downstream & !RECORD } else { 0 }
+    }
+
+    /// Name of the connection that the message came on which would be claimed next in order, as [`Pending::next_in_order`] was
+    /// asked for it.
+    #[inline(always)]
+    pub(crate) fn next_upstream(&self) -> u64 {
+        self.blur(self.entry(self.in_order.load()).upstream.load())
     }
 
     /// The tag of the message at `position`, if it is live.
@@ -315,18 +321,36 @@ impl<W: Word> Pending<W> {
         ended
     }
 
-    /// Ends the oldest message that was read alone, if it stands before `end` and at most [`CLEAR_STEPS`] others before it.
-    /// Whether it did.
+    /// The position of the oldest message that was read alone and waits, if it stands before `end` and at most
+    /// [`CLEAR_STEPS`] others before it.
     #[inline(always)]
-    pub(crate) fn end_oldest(&self, end: u64) -> bool {
+    pub(crate) fn oldest_single(&self, end: u64) -> Option<u64> {
         let head = self.clear_front();
+        let mut found = self.blur(end);
         for ahead in 0..CLEAR_STEPS as u64 {
-            let single = head + ahead < end && !self.is_batch(head + ahead);
-            if single && self.end(tag(head + ahead, LIVE)) {
-                return true;
+            let position = head + ahead;
+            if position < found && self.live_tag(position).is_some() && !self.is_batch(position) {
+                found = self.blur(position);
             }
         }
-        false
+        (found < end).then_some(found)
+    }
+
+    /// Says that the message of this tag, which a write has taken, has ended without one, and that the write has carried on
+    /// the one at `position`, which waits. Whether it still did.
+    #[inline(always)]
+    pub(crate) fn give(&self, pushed_tag: u64, position: u64) -> bool {
+        let (ended, other) = (self.of(pushed_tag), self.entry(position));
+        let given = other.tag.swap_if(tag(position, LIVE), tag(position, CLAIMED));
+        if given {
+            self.live.add(u64::MAX);
+            other.upstream.store(ended.upstream.load());
+            ended.tag.store(tag(position_of(pushed_tag), DROPPED));
+            if position_of(pushed_tag) < self.in_order.load() {
+                self.in_order.add(1);
+            }
+        }
+        given
     }
 
     /// When a message was read, whatever became of it, while it is remembered.

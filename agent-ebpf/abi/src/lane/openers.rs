@@ -62,6 +62,13 @@ impl<W: Word> Openers<W> {
         if self.is_own() { place.opened_for.load() } else { 0 }
     }
 
+    /// Whether the first request of this connection may have waited for it to open, behind others of its turn: what it tells of
+    /// their order holds for none of the later ones.
+    #[inline(always)]
+    pub(super) fn waited(&self, place: Option<&Upstream<W>>) -> bool {
+        place.is_some_and(|place| place.reused.load() == 0) && !self.close_at_once()
+    }
+
     /// A response is written to where a request came from that a connection was opened for: says whether a response of that one
     /// is there, and whether of the one that the request was taken to be written to, which may be `same`.
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! An answer of the proxy's own leaves a request behind that nothing will be written for, a response that nobody waits
 //! for any more stays where it was read. Either would be taken for the next message's and put all later ones out.
 
-use super::{Habit, Lane, REQUEST, RESPONSE, size_class};
+use super::{CROWD, Habit, Lane, REQUEST, RESPONSE, size_class};
 use crate::pending::{CLAIMED, Claim, DROPPED, LIVE, RECORD, position_of, tag_at};
 use crate::upstreams::NOWHERE;
 use crate::word::Word;
@@ -150,11 +150,12 @@ impl<W: Word> Lane<W> {
         let by_pool = requests.blur(u64::from(habit == Habit::Pool));
         let place = self.upstreams.get(entry.upstream.load());
         let at_server = place.is_some_and(|place| place.carries.load() == request && place.asked.load() != 0);
-        if position_of(request) < self.answered.load()
+        let unwritten = requests.blur(u64::from(self.is_unwritten(position_of(request))));
+        let answered = position_of(request) < self.answered.load()
             || state == CLAIMED && !at_server
             || by_pool == 0 && self.has_response_for(downstream, usual)
-            || state == CLAIMED && self.is_prompt() && self.read_last(RESPONSE) != 0
-        {
+            || state == CLAIMED && self.is_prompt() && self.read_last(RESPONSE) != 0;
+        if unwritten == 0 && answered {
             return None;
         }
         if state != DROPPED {
@@ -163,7 +164,16 @@ impl<W: Word> Lane<W> {
         // Where it was taken for another one, or ended for it, that is left in its place.
         let itself = requests.end(request);
         self.ended.store(if itself { request } else { 0 });
-        let ended = itself || requests.end_oldest(turn.end);
+        let other = if itself { None } else { requests.oldest_single(turn.end) };
+        let ended = itself
+            || other.is_some_and(|other| match place {
+                Some(place) if at_server => {
+                    let given = requests.give(request, other);
+                    place.carries.store(if given { tag_at(other) } else { request });
+                    given
+                }
+                _ => requests.end(tag_at(other)),
+            });
         if !ended && let Some(place) = place {
             place.asked.store(0);
             if place.closed.load() != 0 {
@@ -171,6 +181,16 @@ impl<W: Word> Lane<W> {
             }
         }
         Some(u64::from(ended))
+    }
+
+    /// Whether fewer requests were written so far than stand before this position, where many wait: a round takes only so many
+    /// (`HAProxy` 200), so that the first of a turn are answered while the last ones were not looked at yet.
+    #[inline(always)]
+    fn is_unwritten(&self, position: u64) -> bool {
+        let [requests, responses] = &self.pending;
+        requests.live.load() + responses.live.load() >= CROWD
+            && !self.is_prompt()
+            && position >= requests.in_order.load()
     }
 
     /// Takes the request that seemed to be answered by the proxy itself, for a write to the connection `upstream` that

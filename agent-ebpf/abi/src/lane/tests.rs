@@ -30,7 +30,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         older_start: Default::default(),
         turn_read_ns: AtomicU64::default(),
         writing: AtomicU64::default(),
-        rounds: Default::default(),
+        rounds: core::array::from_fn(|_| Default::default()),
         round: AtomicU64::default(),
         stale: AtomicU64::default(),
         past_stale: AtomicU64::default(),
