@@ -1,5 +1,6 @@
 //! `cargo xtask truth`: the agent's hop latencies against those of packets captured on both sides of the proxy.
 
+mod bounds;
 mod cell;
 mod matrix;
 mod options;
@@ -207,7 +208,7 @@ fn write_whole(dir: &Path, name: &str, lines: &[String]) -> Result<()> {
 
 impl Count {
     fn add(&mut self, outcome: &Outcome) {
-        let (right, judged) = (outcome.wrong() == 0, verdict::judges(&outcome.cell));
+        let (right, judged) = (outcome.wrong() == 0, bounds::judges(&outcome.cell));
         self.judged += usize::from(judged);
         self.within += usize::from(judged && right);
         self.others += usize::from(!judged);

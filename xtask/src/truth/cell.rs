@@ -18,9 +18,10 @@ use bed::proxy::{Proxy, Spec};
 use bed::tools;
 use bed::wire::{self, Direction, Latencies, Wire};
 
+use super::bounds::Bounds;
 use super::matrix::Cell;
 use super::pair;
-use super::verdict::{self, Bounds, Comparison, Document, Matching};
+use super::verdict::{self, Comparison, Document, Matching};
 use crate::cargo;
 
 /// How long a server may take to listen.

@@ -3,8 +3,9 @@
 use bed::protocol::Protocol;
 use bed::proxy::ProxyKind;
 
+use super::bounds;
 use super::cell::{Outcome, name};
-use super::verdict::{self, Comparison, Matching};
+use super::verdict::{Comparison, Matching};
 
 const HEADER: &str = "\
 | proxy | protocol | cells within | worst error | of | exact | ambiguous | unmatched, lost |
@@ -53,7 +54,7 @@ impl Table {
             self.rows.len() - 1
         });
         let row = &mut self.rows[place];
-        if verdict::judges(&outcome.cell) {
+        if bounds::judges(&outcome.cell) {
             row.cells += 1;
             row.within += usize::from(outcome.wrong() == 0);
             row.again += usize::from(outcome.wrong() == 0 && outcome.again);
@@ -77,7 +78,7 @@ impl Table {
     pub fn markdown(&self) -> String {
         let mut lines = vec![HEADER.to_owned()];
         lines.extend(self.rows.iter().map(Row::line));
-        lines.extend([String::new(), verdict::bounds_in_words()]);
+        lines.extend([String::new(), bounds::in_words()]);
         lines.join("\n")
     }
 }
@@ -175,7 +176,7 @@ mod tests {
         }
         let row = "| envoy | tcp | 2 of 3 ! | -2.5 us (-2.5 %) | response p50, 2 workers, 16 conns | 75.0 % | 25.0 % | \
                    0.000 % |";
-        assert_eq!(table.markdown(), format!("{HEADER}\n{row}\n\n{}", verdict::bounds_in_words()));
+        assert_eq!(table.markdown(), format!("{HEADER}\n{row}\n\n{}", bounds::in_words()));
     }
 
     #[test]
@@ -183,6 +184,6 @@ mod tests {
         let mut table = Table::default();
         table.add(&outcome(1, None));
         let row = "| envoy | tcp | 0 of 1 ! | - | - | 0.0 % | 0.0 % | 0.000 % |";
-        assert_eq!(table.markdown(), format!("{HEADER}\n{row}\n\n{}", verdict::bounds_in_words()));
+        assert_eq!(table.markdown(), format!("{HEADER}\n{row}\n\n{}", bounds::in_words()));
     }
 }

@@ -148,9 +148,7 @@ fn a_control_record_left_from_before_does_not_stand_in_for_a_message() {
     };
     let upstream = lane.connect();
     let written = |now_ns| {
-        lane.forget_records(REQUEST, |position, round, quiet_since_ns| {
-            lane.forget_record(REQUEST, position, round, quiet_since_ns)
-        });
+        forget(&lane);
         lane.claim_request(now_ns, 7, upstream, 0).read_ns
     };
     read(1_000, RECORD);
@@ -168,4 +166,35 @@ fn a_control_record_left_from_before_does_not_stand_in_for_a_message() {
     read(5_000, RECORD);
     drain(&lane, 9, 1);
     assert_eq!(written(5_010), 5_000);
+}
+
+/// As the kernel's half does before a write.
+fn forget(lane: &Lane<AtomicU64>) -> u64 {
+    lane.forget_records(REQUEST, |position, round, quiet_since_ns| {
+        lane.forget_record(REQUEST, position, round, quiet_since_ns)
+    })
+}
+
+#[test]
+fn a_control_record_of_a_connection_not_known_for_them_ends_when_the_loop_was_quiet_since() {
+    let lane = lane();
+    let upstream = lane.connect();
+    let written = |now_ns| (forget(&lane), lane.claim_request(now_ns, 7, upstream, 0).read_ns);
+    let record = lane.push_record(1_000, 1_000, 1).unwrap();
+    lane.push_request(300_000, 300_000, 2, 0).unwrap();
+    // Soon after, it may be a message that waits for its turn.
+    assert_eq!(written(300_010), (0, 1_000));
+    assert_eq!(written(300_020), (0, 300_000));
+    assert!(
+        !lane.pending[REQUEST].was_record(record, 300_030)
+            && lane.pending[REQUEST].was_record(record, 500_000)
+    );
+    let record = lane.push_record(1_000_000, 1_000_000, 1).unwrap();
+    lane.push_request(2_000_000, 2_000_000, 2, 0).unwrap();
+    assert_eq!(written(2_000_010), (1, 2_000_000));
+    assert!(lane.pending[REQUEST].was_record(record, 2_000_020));
+    // Where there is nothing else it is a message.
+    lane.push_record(3_000_000, 3_000_000, 1).unwrap();
+    assert_eq!(written(5_000_000), (0, 3_000_000));
+    assert!(!lane.pending[REQUEST].any_live());
 }

@@ -1,0 +1,41 @@
+//! Answers of the proxy's own among hundreds of connections.
+
+use super::*;
+use crate::pending::tests::empty;
+
+#[test]
+fn in_a_crowd_a_request_that_nothing_was_written_for_is_answered_by_the_proxy() {
+    let lane = lane();
+    let upstreams: Vec<_> = (0..80).map(|_| lane.connect()).collect();
+    let requests: Vec<_> =
+        (0..80).map(|at| lane.push_request(1_000, 1_000 + at, at + 1, 0).unwrap()).collect();
+    for &upstream in &upstreams[..40] {
+        lane.claim_request(2_000, 7, upstream, 0);
+    }
+    // The first are answered before the loop has come to the last.
+    for &upstream in &upstreams[..40] {
+        lane.push_response(3_000, 3_000, upstream, 0).unwrap();
+    }
+    let ended = |place: usize| {
+        let move_up = |_| ();
+        lane.end_answered(requests[place], place as u64 + 1, 0, 0, move_up)
+    };
+    assert_eq!((ended(39), ended(40)), (None, Some(1)));
+    lane.claim_request(4_000, 7, upstreams[40], 0);
+    assert_eq!((ended(41), ended(42)), (None, Some(1)));
+}
+
+#[test]
+fn what_a_write_was_wrongly_given_is_given_back() {
+    let set = empty();
+    let tags: Vec<_> = (0..3).map(|at| set.push(at, at, at, 0).unwrap()).collect();
+    set.take(tags[1]);
+    set.in_order.store(1, Relaxed);
+    set.of(tags[1]).upstream.store(9, Relaxed);
+    assert_eq!(set.oldest_single(3), Some(0));
+    // The second was answered by the proxy itself: the write was for the first.
+    assert!(set.give(tags[1], 0));
+    assert!(!set.give(tags[1], 0));
+    assert_eq!((set.of(tags[0]).upstream.load(Relaxed), set.live.load(Relaxed)), (9, 1));
+    assert_eq!((set.next_in_order(), set.oldest_single(3)), (2, Some(2)));
+}
