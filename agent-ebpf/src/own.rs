@@ -4,7 +4,7 @@ use smp_agent_abi::lane::Move;
 use smp_agent_abi::layout::{Direction, ROLE_ACCEPTED, SHARED, Socket, TURN_READING};
 use smp_agent_abi::word::Word as _;
 
-use crate::maps::counter;
+use crate::maps::{LESS_ONE, counter};
 use crate::socket::Used;
 use crate::{lane, opening};
 
@@ -67,7 +67,12 @@ pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
         return false;
     }
     if used.socket.pending_lane != used.socket.lane {
-        // It was read before the threads were known to share a lane, where its response is sought.
+        // It was read by another thread, or before threads were known to share a lane, and its response is sought in this
+        // one. It is answered: whoever has written it on, no later write does.
+        if end_elsewhere(used.socket) != 0 {
+            used.counters.add(counter!(pending), LESS_ONE);
+            used.counters.add(counter!(unmatched), 1);
+        }
         return false;
     }
     let ended = end_answered(used.socket, newest);
@@ -78,6 +83,16 @@ pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
     used.counters.add(counter!(local), u64::from(ended));
     opening::answered(used.socket);
     true
+}
+
+/// Ends what was read last on an accepted connection where it waits. 1 if it did.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_elsewhere(socket: *const Socket) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_ref() }) else { return 0 };
+    let Some(lane) = lane::at(socket.pending_lane) else { return 0 };
+    u32::from(lane.pending[Direction::Request as usize].end(socket.pending_tag))
 }
 
 /// What [`end_answered`] says of a write that may be a response.
