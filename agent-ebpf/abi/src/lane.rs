@@ -50,7 +50,7 @@ const STALE_AFTER: usize = 16;
 const ROUNDS: usize = 128;
 
 /// So many messages at once in a lane are more than its loop takes in a round.
-const CROWD: u64 = 64;
+const CROWD: u64 = 32;
 
 /// How many ended messages behind a stale one are passed over at once.
 const STALE_STEPS: usize = 4;

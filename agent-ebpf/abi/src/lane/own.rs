@@ -150,7 +150,7 @@ impl<W: Word> Lane<W> {
         let by_pool = requests.blur(u64::from(habit == Habit::Pool));
         let place = self.upstreams.get(entry.upstream.load());
         let at_server = place.is_some_and(|place| place.carries.load() == request && place.asked.load() != 0);
-        let unwritten = requests.blur(u64::from(self.is_unwritten(position_of(request))));
+        let unwritten = requests.blur(u64::from(by_pool == 0 && self.is_unwritten(position_of(request))));
         let answered = position_of(request) < self.answered.load()
             || state == CLAIMED && !at_server
             || by_pool == 0 && self.has_response_for(downstream, usual)
