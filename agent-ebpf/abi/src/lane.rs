@@ -45,11 +45,11 @@ const RESPONSE: usize = 1;
 /// close it writes between reads, and a loop has many rounds: with 4, 1.9 % of the responses to 64 clients were given up.
 const STALE_AFTER: usize = 16;
 
-/// ... and where more wait than a loop takes in a round ([`CROWD`]). `HAProxy`, 256 connections to one thread: with 16 the
+/// ... and in a crowd ([`CROWD`]). `HAProxy`, 256 connections to one thread: with 16 the
 /// responses' mean was 12 % short.
 const ROUNDS: usize = 128;
 
-/// So many messages at once in a lane are more than its loop takes in a round.
+/// With so many messages at once in a lane its loop may not get through all of them in one round.
 const CROWD: u64 = 32;
 
 /// How many ended messages behind a stale one are passed over at once.
