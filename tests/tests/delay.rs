@@ -103,9 +103,12 @@ fn check(case: &Case, family: Family, redirection: Option<Redirection>) {
     let (log, document) = run(case, family, redirection).unwrap_or_else(|error| panic!("{name}: {error:#}"));
     let matching = &document["matching"];
     let messages = 2 * case.requests;
+    let missed = &document["self"]["bpf_missed"];
+    let hops = ["request", "response"].map(|direction| counted(&document, direction));
     assert_eq!(
         matching["exact"], messages,
-        "{name}: one message at a time has one possible cause: {matching}"
+        "{name}: one message at a time has one possible cause: {matching}, of requests and responses {hops:?} hops, \
+         {missed} runs of programs skipped"
     );
     assert_eq!(matching["seen"], messages, "{name}: {matching}");
 
@@ -197,6 +200,13 @@ fn run(case: &Case, family: Family, redirection: Option<Redirection>) -> Result<
     let document =
         fs::read(&document).with_context(|| format!("the agent left no {}", document.display()))?;
     Ok((held, serde_json::from_slice(&document)?))
+}
+
+/// How many hops of a direction the agent saw.
+fn counted(document: &Value, direction: &str) -> u64 {
+    let hops = document["hops"].as_array().into_iter().flatten();
+    let mut hops = hops.filter(|hop| hop["direction"] == direction && hop["segment"] == "hop");
+    hops.next().and_then(|hop| hop["count"].as_u64()).unwrap_or(0)
 }
 
 fn dir(case: &Case, family: Family, redirection: Option<Redirection>) -> Result<PathBuf> {
