@@ -120,6 +120,7 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
         return note_reader(&used);
     }
     if is_acknowledgement(tcp, used.socket, before) {
+        used.socket.records += 1;
         used.counters.add(counter!(seen), 1);
         used.counters.add(counter!(local), 1);
         return None;
@@ -144,7 +145,7 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     // Below `MULTIPLEXED` here, or it were a batch.
     let weight = match current.lane.latest[0].several.load() | current.lane.latest[1].several.load() {
         _ if current.shared => SHARED_WEIGHT,
-        0 => STARVED_WEIGHT,
+        0 if used.socket.records == 0 => STARVED_WEIGHT,
         _ => OTHERS_WEIGHT,
     };
     let evidence = used.socket.multiplexed.saturating_sub(1);
