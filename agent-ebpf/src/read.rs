@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Direction, Loss, MOST_STARVED, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED,
+    Direction, Loss, MOST_EVIDENCE, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED,
     SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN,
     is_empty_frame, is_record,
 };
@@ -149,7 +149,7 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
         _ => OTHERS_WEIGHT,
     };
     let evidence = used.socket.multiplexed.saturating_sub(1);
-    used.socket.multiplexed = evidence + (starved as u32).min(MOST_STARVED) * weight;
+    used.socket.multiplexed = evidence + (starved as u32).saturating_mul(weight).min(MOST_EVIDENCE);
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;

@@ -9,8 +9,8 @@ use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, CONTINUED_BYTES, CONTINUED_WEIGHT, Direction, Loss,
-    MULTIPLEXED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, Socket, TURN_OWN, TURN_READING, TURN_UNKNOWN,
-    TURN_WRITING, is_record,
+    MULTIPLEXED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WITHIN_NS, Socket, TURN_OWN, TURN_READING,
+    TURN_UNKNOWN, TURN_WRITING, is_record,
 };
 use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
 use smp_agent_abi::pending::Claim;
@@ -332,9 +332,8 @@ fn from_latest(
     let latest = &lane.latest[used.outbound() as usize];
     // It is owed an answer, or may be a request.
     let expected = if accepted { turn == TURN_READING } else { size > RECORD_BYTES };
-    if expected {
-        latest.starved.add(1);
-    }
+    let soon = accepted || now_ns.saturating_sub(latest.read_ns.load()) <= STARVED_WITHIN_NS;
+    latest.starved.add(u64::from(expected && soon));
     if latest.arrival_ns.load() != 0 && expected {
         let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         lane.note_latest(used.outbound() as usize);
