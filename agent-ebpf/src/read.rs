@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Direction, Loss, MOST_EVIDENCE, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED,
+    Direction, Loss, MOST_STARVED, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED,
     SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN,
     is_empty_frame, is_record,
 };
@@ -143,13 +143,16 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     let stamp_ns = if latest.several.load() != 0 && !current.shared { arrival_ns } else { 0 };
     let starved = latest.note(u64::from(used.socket.id), stamp_ns, now_ns);
     // Below `MULTIPLEXED` here, or it were a batch.
-    let weight = match current.lane.latest[0].several.load() | current.lane.latest[1].several.load() {
+    let [requests, responses] = &current.lane.latest;
+    let others = requests.several.load() | responses.several.load();
+    let weight = match others as u32 | used.socket.records | used.socket.answered_again {
         _ if current.shared => SHARED_WEIGHT,
-        0 if used.socket.records == 0 => STARVED_WEIGHT,
+        0 => STARVED_WEIGHT,
         _ => OTHERS_WEIGHT,
     };
+    used.socket.answered_again = used.socket.answered_again.saturating_sub(1);
     let evidence = used.socket.multiplexed.saturating_sub(1);
-    used.socket.multiplexed = evidence + (starved as u32).saturating_mul(weight).min(MOST_EVIDENCE);
+    used.socket.multiplexed = evidence + (starved as u32).min(MOST_STARVED) * weight;
     let waits = used.socket.role == ROLE_ACCEPTED;
     lane::note_waiting(used.socket, waits);
     let socket = &used.socket;

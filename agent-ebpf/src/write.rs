@@ -8,9 +8,9 @@ use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
-    CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, CONTINUED_BYTES, CONTINUED_WEIGHT, Direction, Loss,
-    MULTIPLEXED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WITHIN_NS, Socket, TURN_OWN, TURN_READING,
-    TURN_UNKNOWN, TURN_WRITING, is_record,
+    ANSWERED_AGAIN_READS, CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, CONTINUED_BYTES, CONTINUED_WEIGHT,
+    Direction, Loss, MULTIPLEXED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WITHIN_NS, Socket, TURN_OWN,
+    TURN_READING, TURN_UNKNOWN, TURN_WRITING, is_record,
 };
 use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
 use smp_agent_abi::pending::Claim;
@@ -355,13 +355,17 @@ fn from_latest(
     None
 }
 
-/// One more write to an opened connection that was not read since, although requests wait: it may have carried them.
+/// One more write to a connection that was not read since. To an opened one, although requests wait: it may have carried
+/// them. To an accepted one, when a response was just read: it may be of another request.
 #[inline(always)]
 fn note_continued(sk: *const c_void, socket: &mut Socket, size: usize) -> Option<()> {
+    let lane = lane::at(socket.lane)?;
     if socket.role == ROLE_ACCEPTED {
+        if lane.has_just_read_response() != 0 {
+            socket.answered_again = ANSWERED_AGAIN_READS;
+        }
         return None;
     }
-    let lane = lane::at(socket.lane)?;
     if !lane.pending[Direction::Request as usize].any_live() {
         return None;
     }

@@ -276,22 +276,26 @@ pub const OPENING_MESSAGES: u32 = 8;
 /// nothing too, most while that is not known of them: after that the count starts anew.
 pub const MULTIPLEXED: u32 = 256;
 
-/// What one write that found nothing pending adds to that; each read takes 1 away. Two Envoys in an open loop of 2,000 requests
-/// a second read two requests at once in 8 of 100 reads.
-pub const STARVED_WEIGHT: u32 = 32;
+/// What one write that found nothing pending adds to that; each read takes 1 away.
+pub const STARVED_WEIGHT: u32 = 4;
 
 /// Such a write to an opened connection counts up to so long after the last read: later it is likelier a request of the
 /// proxy's own, a health check.
 pub const STARVED_WITHIN_NS: u64 = 500_000;
 
-/// The same where another connection of its lane is known to carry several messages at once.
+/// The same where another connection of its lane is known to carry several messages at once, where it has carried control
+/// records, or was written to again when another response had just been read. Between two Envoys in an open loop of 2,000
+/// requests a second 8 of 100 reads bring two requests; a proxy that sends copies of all it is asked writes twice for each.
 pub const OTHERS_WEIGHT: u32 = 64;
+
+/// For how many reads it counts that an accepted connection was written to again when another response had just been read.
+pub const ANSWERED_AGAIN_READS: u32 = 128;
 
 /// The same where threads share the lane: a write may find nothing for other reasons there, but not one for each read.
 pub const SHARED_WEIGHT: u32 = 1;
 
-/// What one read adds at most: alone it is no proof.
-pub const MOST_EVIDENCE: u32 = MULTIPLEXED / 2;
+/// After one read at most so many such writes count; where messages come one at a time there are a few.
+pub const MOST_STARVED: u32 = 64;
 
 /// What one more write to an opened connection adds to that which was not read since its last message, although requests
 /// wait and nothing was read that could belong to that message.
@@ -403,8 +407,9 @@ pub struct Socket {
     pub records: u32,
     /// How many writes its lane had seen when it was last read, if it is multiplexed; modulo 2^32.
     pub batch_writes: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Of an accepted connection: for how many reads it still counts that it was written to again when another response had
+    /// just been read.
+    pub answered_again: u32,
 }
 
 impl Socket {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::layout::{
-    MOST_EVIDENCE, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, SHARED, STARVED_WEIGHT, Socket, TURN_OWN,
+    MOST_STARVED, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, SHARED, STARVED_WEIGHT, Socket, TURN_OWN,
     TURN_READING, TURN_WRITING,
 };
 use std::collections::HashSet;
@@ -101,8 +101,7 @@ impl Kernel {
         let starved = self.lane.latest[inbound].note(u64::from(socket.id), 0, now_ns);
         if !self.shared {
             let evidence = socket.multiplexed.saturating_sub(1);
-            socket.multiplexed =
-                evidence + (starved as u32).saturating_mul(STARVED_WEIGHT).min(MOST_EVIDENCE);
+            socket.multiplexed = evidence + (starved as u32).min(MOST_STARVED) * STARVED_WEIGHT;
             assert!(socket.multiplexed < MULTIPLEXED, "taken for a multiplexed connection");
         }
         self.note_waiting(id, inbound == REQUEST);
