@@ -131,6 +131,12 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     };
     let answered = lane::at(place).map_or(0, Lane::has_just_read_response);
     forget_records(&used, place);
+    if begins_on_its_own(used.socket, place) != 0 {
+        lane::note_waiting(used.socket, waits);
+        used.socket.turn = TURN_OWN;
+        count_local(&used);
+        return None;
+    }
     clear_fronts(place);
     let mut newest = newest;
     if shared {
@@ -247,6 +253,16 @@ extern "C" fn forget_record(
 ) -> u32 {
     lane::at(place)
         .map_or(0, |lane| lane.forget_record(direction as usize, position, round, quiet_since_ns) as u32)
+}
+
+/// [`Lane::begins_on_its_own`](smp_agent_abi::lane::Lane::begins_on_its_own) of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn begins_on_its_own(socket: *const Socket, place: u32) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_ref() }) else { return 0 };
+    let opened = socket.role != ROLE_ACCEPTED;
+    u32::from(opened && lane::at(place).is_some_and(|lane| lane.begins_on_its_own(socket.upstream)))
 }
 
 /// Sets what a thread takes of those that share the lane at `place`: as [`Lane::newest_or_left`].

@@ -195,7 +195,19 @@ impl<W: Word> Lane<W> {
             }
             self.waiting.store(position_of(tag) + 1);
         }
+        let unasked = self.shared.load() == 0 && self.pending.iter().all(|set| !set.any_live());
+        if let Some(place) = self.upstreams.get(name) {
+            place.unasked.store(u64::from(unasked));
+        }
         name
+    }
+
+    /// Whether the write that is about to happen to the connection `upstream` is the proxy's own request, a health check: it is the
+    /// connection's first, nothing waited when that was opened, and on such connections nothing has come of what did by then.
+    #[inline(always)]
+    pub fn begins_on_its_own(&self, upstream: u64) -> bool {
+        let Some(place) = self.upstreams.get(upstream) else { return false };
+        place.unasked.swap_if(1, 0) && self.openers.note_unasked(self.pending[REQUEST].any_live())
     }
 
     /// The tag of the oldest request at a position or behind it for which no connection was free, of the few that are looked

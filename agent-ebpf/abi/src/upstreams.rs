@@ -34,6 +34,8 @@ pub struct Upstream<W> {
     pub(crate) pooled: W,
     /// Tag of the request that it was opened for.
     pub(crate) opened_for: W,
+    /// 1 until its first write if it was opened while nothing waited.
+    pub(crate) unasked: W,
     /// 1 once a second request was written to it.
     pub(crate) reused: W,
     /// Tag of the request that came from where its last response went.
@@ -95,6 +97,7 @@ impl<W: Word> Upstreams<W> {
             &place.closed,
             &place.pooled,
             &place.opened_for,
+            &place.unasked,
             &place.reused,
             &place.usual,
             &place.response,

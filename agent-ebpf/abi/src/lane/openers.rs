@@ -5,6 +5,9 @@
 //! the response is written to where the request came from, that of its connection must be there.
 //!
 //! Where connections close behind their first response, that one which was just answered is not free for the next request.
+//!
+//! One that is opened while nothing waits is for a health check, or for a client that has connected and not asked yet (tunnels).
+//! When it is written to first, a request waits by chance, or each time.
 
 use crate::upstreams::Upstream;
 use crate::word::Word;
@@ -18,7 +21,8 @@ const CLEARLY: u64 = 4;
 /// ... and so often.
 const FEW: u64 = 4;
 
-/// How often a new connection was the one's it was opened for, and carried but one request.
+/// How often a new connection was the one's it was opened for, and carried but one request; and of those that were opened while
+/// nothing waited, how often a request did not wait at their first write either.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(super) struct Openers<W> {
@@ -26,6 +30,8 @@ pub(super) struct Openers<W> {
     others: W,
     once: W,
     again: W,
+    alone: W,
+    asked: W,
 }
 
 impl<W: Word> Openers<W> {
@@ -54,6 +60,15 @@ impl<W: Word> Openers<W> {
         if place.carries.load() != 0 && place.reused.load() == 0 {
             count(&self.once, &self.again);
         }
+    }
+
+    /// A connection that was opened while nothing waited is written to for the first time. Whether that is for no request, though
+    /// one may wait now.
+    #[inline(always)]
+    pub(super) fn note_unasked(&self, waits: bool) -> bool {
+        let (holds, fails) = if waits { (&self.asked, &self.alone) } else { (&self.alone, &self.asked) };
+        count(holds, fails);
+        is_habit(&self.alone, &self.asked)
     }
 
     /// The request that the first write to a connection carries on; 0 for the one that has waited longest.
@@ -87,7 +102,7 @@ impl<W: Word> Openers<W> {
     /// Forgets it.
     #[inline(always)]
     pub(super) fn forget(&self) {
-        for word in [&self.own, &self.others, &self.once, &self.again] {
+        for word in [&self.own, &self.others, &self.once, &self.again, &self.alone, &self.asked] {
             word.store(0);
         }
     }

@@ -39,3 +39,35 @@ fn what_a_write_was_wrongly_given_is_given_back() {
     assert_eq!((set.of(tags[0]).upstream.load(Relaxed), set.live.load(Relaxed)), (9, 1));
     assert_eq!((set.next_in_order(), set.oldest_single(3)), (2, Some(2)));
 }
+
+/// What the writes to connections opened while nothing waited are taken for, one after the other, where a request waits then or not.
+fn begin(lane: &Lane<AtomicU64>, waits: impl IntoIterator<Item = bool>) -> Vec<bool> {
+    let first_write = |waits: bool| {
+        let upstream = lane.connect();
+        let request = waits.then(|| lane.push_request(1_000, 1_000, 1, 0).unwrap());
+        let own = lane.begins_on_its_own(upstream);
+        assert!(!lane.begins_on_its_own(upstream), "its first only");
+        assert!(request.is_none_or(|request| lane.pending[REQUEST].end(request)));
+        own
+    };
+    waits.into_iter().map(first_write).collect()
+}
+
+#[test]
+fn the_first_write_of_a_health_check_is_for_no_request_though_one_waits() {
+    let lane = lane();
+    assert_eq!(begin(&lane, [false; 4]), [false, false, false, true]);
+    assert_eq!(begin(&lane, [true, false]), [true, true]);
+    let upstream = lane.connect();
+    lane.push_request(2_000, 2_000, 1, 0).unwrap();
+    let asked_for = lane.connect();
+    assert!(!lane.begins_on_its_own(asked_for), "it was opened when one waited");
+    assert!(lane.begins_on_its_own(upstream));
+}
+
+#[test]
+fn a_tunnels_connection_is_opened_before_anything_is_asked() {
+    let lane = lane();
+    assert!(!begin(&lane, [true; 100]).contains(&true));
+    assert!(!begin(&lane, (0..100).map(|at| at % 4 == 0)).contains(&true), "nor where each fourth one is");
+}
