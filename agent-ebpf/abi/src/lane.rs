@@ -195,7 +195,8 @@ impl<W: Word> Lane<W> {
             }
             self.waiting.store(position_of(tag) + 1);
         }
-        let unasked = self.shared.load() == 0 && self.pending.iter().all(|set| !set.any_live());
+        // A response that waits may be what is asked about next: see `go_on`.
+        let unasked = tag == 0 && self.shared.load() == 0 && !self.pending[RESPONSE].any_live();
         if let Some(place) = self.upstreams.get(name) {
             place.unasked.store(u64::from(unasked));
         }
@@ -203,7 +204,7 @@ impl<W: Word> Lane<W> {
     }
 
     /// Whether the write that is about to happen to the connection `upstream` is the proxy's own request, a health check: it is the
-    /// connection's first, nothing waited when that was opened, and on such connections nothing has come of what did by then.
+    /// connection's first, no request waited for that to be opened, and seldom did one at the first write to such a connection.
     #[inline(always)]
     pub fn begins_on_its_own(&self, upstream: u64) -> bool {
         let Some(place) = self.upstreams.get(upstream) else { return false };

@@ -34,7 +34,7 @@ pub struct Upstream<W> {
     pub(crate) pooled: W,
     /// Tag of the request that it was opened for.
     pub(crate) opened_for: W,
-    /// 1 until its first write if it was opened while nothing waited.
+    /// 1 until its first write if nothing is known that it was opened for.
     pub(crate) unasked: W,
     /// 1 once a second request was written to it.
     pub(crate) reused: W,

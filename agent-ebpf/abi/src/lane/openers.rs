@@ -6,7 +6,7 @@
 //!
 //! Where connections close behind their first response, that one which was just answered is not free for the next request.
 //!
-//! One that is opened while nothing waits is for a health check, or for a client that has connected and not asked yet (tunnels).
+//! One that is opened for no request is for a health check, or for a client that has connected and not asked yet (tunnels).
 //! When it is written to first, a request waits by chance, or each time.
 
 use crate::upstreams::Upstream;
@@ -21,8 +21,8 @@ const CLEARLY: u64 = 4;
 /// ... and so often.
 const FEW: u64 = 4;
 
-/// How often a new connection was the one's it was opened for, and carried but one request; and of those that were opened while
-/// nothing waited, how often a request did not wait at their first write either.
+/// How often a new connection was the one's it was opened for, and carried but one request; and of those that were opened for
+/// none, how often one waited at their first write.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(super) struct Openers<W> {
@@ -62,8 +62,8 @@ impl<W: Word> Openers<W> {
         }
     }
 
-    /// A connection that was opened while nothing waited is written to for the first time. Whether that is for no request, though
-    /// one may wait now.
+    /// A connection that was opened for no request is written to for the first time. Whether that is for none, though one may
+    /// wait now.
     #[inline(always)]
     pub(super) fn note_unasked(&self, waits: bool) -> bool {
         let (holds, fails) = if waits { (&self.asked, &self.alone) } else { (&self.alone, &self.asked) };
