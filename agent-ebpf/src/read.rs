@@ -206,13 +206,16 @@ fn end_record(used: &mut Used<'_>, before: u32, arrival_ns: u64) -> bool {
     let inbound = used.inbound() as usize;
     let socket = &mut *used.socket;
     let bytes = before.wrapping_sub(socket.start_seq) as usize;
+    // HTTP/2 begins with settings, of any length.
+    let opening = socket.settled <= OPENING_MESSAGES;
+    if socket.pending_tag == 0 || !opening && !is_record(bytes, 1) {
+        return false;
+    }
     let Some(lane) = lane::at(socket.pending_lane) else { return false };
     let set = &lane.pending[inbound];
     let several = lane.latest[inbound].several.load() as u32;
-    // HTTP/2 begins with settings, of any length.
-    let settings =
-        several != 0 && socket.settled <= OPENING_MESSAGES && set.has_rested(socket.pending_tag, arrival_ns);
-    if socket.pending_tag == 0 || !settings && !is_record(bytes, socket.records | several) {
+    let settings = opening && several != 0 && set.has_rested(socket.pending_tag, arrival_ns);
+    if !settings && !is_record(bytes, socket.records | several) {
         return false;
     }
     if set.was_record(socket.pending_tag, arrival_ns) {

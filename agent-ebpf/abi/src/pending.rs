@@ -61,6 +61,14 @@ pub struct Entry<W> {
     pub(crate) upstream: W,
 }
 
+impl<W: Word> Entry<W> {
+    /// Whether it may have been a control record: [`RECORD`], and not [`BATCH`], which is above it.
+    #[inline(always)]
+    fn may_be_record(&self) -> bool {
+        self.downstream.load() >> RECORD.trailing_zeros() == 1
+    }
+}
+
 /// Messages of one thread and one direction.
 #[derive(Debug)]
 #[repr(C)]

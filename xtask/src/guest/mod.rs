@@ -15,7 +15,9 @@ use crate::{cargo, setup, step};
 use image::Kernel;
 use initramfs::Initramfs;
 
-/// The machine: emulated, since not every machine that tests can virtualise.
+/// The machine: emulated, since not every machine that tests can virtualise; its processors by one thread in turn. By one each,
+/// one of them ran a breakpoint that another had already taken back (the kernel puts them where it switches a tracepoint
+/// off), which ends the kernel: seen once, Linux 6.12 at `softirq_entry`, QEMU 10.0.2.
 const MACHINE: [&str; 14] = [
     "-no-user-config",
     "-nodefaults",
@@ -23,7 +25,7 @@ const MACHINE: [&str; 14] = [
     "-display",
     "none",
     "-accel",
-    "tcg,thread=multi",
+    "tcg,thread=single",
     "-cpu",
     "max",
     "-smp",
@@ -35,7 +37,7 @@ const MACHINE: [&str; 14] = [
 /// What the kernel is told: to end at a panic, which ends the machine.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 /// A machine that is not done by then has failed, s.
-const LONGEST_SECONDS: &str = "600";
+const LONGEST_SECONDS: &str = "1200";
 
 /// The test executables that run inside.
 const TESTS: [&str; 4] = ["kernel", "receive", "before", "delay"];

@@ -132,8 +132,7 @@ impl<W: Word> Pending<W> {
     /// Ends the message at this position, if it may have been a control record and still waits. Whether it did.
     #[inline(always)]
     pub(crate) fn end_record(&self, position: u64) -> bool {
-        self.entry(position).downstream.load() >> RECORD.trailing_zeros() == 1
-            && self.end(tag(position, LIVE))
+        self.entry(position).may_be_record() && self.end(tag(position, LIVE))
     }
 
     /// Whether the message of this tag has waited for so long when more of its connection arrives that it would have been
@@ -150,7 +149,7 @@ impl<W: Word> Pending<W> {
         let Some(entry) = self.remembered(pushed_tag) else { return false };
         let state = self.state_at(position_of(pushed_tag));
         let long_ago = state == CLAIMED && self.has_rested(pushed_tag, arrival_ns);
-        entry.downstream.load() >> RECORD.trailing_zeros() == 1 && (state == DROPPED || long_ago)
+        entry.may_be_record() && (state == DROPPED || long_ago)
     }
 
     /// Forgets the message at this position, if it was read together with others and nobody has claimed it. Whether it did.
