@@ -75,10 +75,11 @@ pub fn is_local_reply(used: &mut Used<'_>, newest: u64) -> bool {
         }
         return false;
     }
-    let ended = end_answered(used.socket, newest);
-    if ended == NOT_OWN {
+    let by_pool = answers_itself(used.socket, newest);
+    if by_pool == NOT_OWN {
         return false;
     }
+    let ended = end_answered(used.socket, by_pool);
     used.counters.add(counter!(pending), u64::from(ended).wrapping_neg());
     used.counters.add(counter!(local), u64::from(ended));
     opening::answered(used.socket);
@@ -95,26 +96,33 @@ extern "C" fn end_elsewhere(socket: *const Socket) -> u32 {
     u32::from(lane.pending[Direction::Request as usize].end(socket.pending_tag))
 }
 
-/// What [`end_answered`] says of a write that may be a response.
+/// What [`answers_itself`] says of a write that may be a response.
 const NOT_OWN: u32 = u32::MAX;
+
+/// As [`smp_agent_abi::lane::Lane::answers_itself`], for what was read last on an accepted connection. Apart from
+/// [`end_answered`], which goes deeper: calls that are under way together may have 512 bytes of stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answers_itself(socket: *const Socket, newest: u64) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_ref() }) else { return NOT_OWN };
+    let Some(lane) = lane::at(socket.pending_lane) else { return NOT_OWN };
+    let by_pool = lane.answers_itself(socket.pending_tag, u64::from(socket.id), socket.upstream, newest);
+    by_pool.map_or(NOT_OWN, |by_pool| by_pool as u32)
+}
 
 /// As [`smp_agent_abi::lane::Lane::end_answered`], for what was read last on an accepted connection.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn end_answered(socket: *mut Socket, newest: u64) -> u32 {
+extern "C" fn end_answered(socket: *mut Socket, by_pool: u32) -> u32 {
     // SAFETY: null, or of this type: the verifier checks the callers.
-    let Some(socket) = (unsafe { socket.as_mut() }) else { return NOT_OWN };
-    let Some(lane) = lane::at(socket.pending_lane) else { return NOT_OWN };
-    let place = socket.pending_lane;
-    let request = socket.pending_tag;
-    let move_up = |by_pool| {
-        move_up(place, request, by_pool);
-    };
-    let Some(ended) = lane.end_answered(request, u64::from(socket.id), socket.upstream, newest, move_up)
-    else {
-        return NOT_OWN;
-    };
-    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(socket.pending_tag)
+    let Some(socket) = (unsafe { socket.as_mut() }) else { return 0 };
+    let Some(lane) = lane::at(socket.pending_lane) else { return 0 };
+    let (place, request) = (socket.pending_lane, socket.pending_tag);
+    let ended = lane.end_answered(request, || {
+        move_up(place, request, u64::from(by_pool));
+    });
+    if let Some(read_ns) = lane.pending[Direction::Request as usize].when_read(request)
         && !lane.suspect_several(read_ns)
     {
         lane::note_answered(socket, read_ns, false);

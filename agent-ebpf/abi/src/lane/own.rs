@@ -5,7 +5,7 @@
 
 use super::{CROWD, Habit, Lane, REQUEST, RESPONSE, size_class};
 use crate::pending::{CLAIMED, Claim, DROPPED, LIVE, RECORD, position_of, tag_at};
-use crate::upstreams::NOWHERE;
+use crate::upstreams::{NOWHERE, Upstream};
 use crate::word::Word;
 
 /// How many requests read since an answer of the proxy's own are looked at: a turn of some hundred connections.
@@ -122,65 +122,73 @@ impl<W: Word> Lane<W> {
 
     /// Whether a write to an accepted connection is the proxy's own answer and no response from upstream. `request` is
     /// the tag of what was read there last, `downstream` the number of the connection, `usual` the name of the one that
-    /// brought the last response to it, `newest` as for a claim. Returns how many requests end by that, 1 or 0; `None`
-    /// where it may be a response.
+    /// brought the last response to it, `newest` as for a claim. `None` where it may be a response, else what
+    /// [`Lane::end_answered`] is to be told: 1 where the stack of connections decides.
     ///
     /// It may be one if a response was read from a connection that was written to for the turn of the request, or for a
-    /// later one: where several requests wait, another one may have been taken for this. `move_up` does
-    /// [`Lane::move_up`].
+    /// later one: where several requests wait, another one may have been taken for this.
     #[inline(always)]
-    pub fn end_answered(
-        &self,
-        request: u64,
-        downstream: u64,
-        usual: u64,
-        newest: u64,
-        move_up: impl Fn(u64),
-    ) -> Option<u64> {
+    pub fn answers_itself(&self, request: u64, downstream: u64, usual: u64, newest: u64) -> Option<u64> {
         let [requests, responses] = &self.pending;
         let entry = requests.remembered(request)?;
         let state = requests.state_at(position_of(request));
         if self.shared.load() != 0 {
             let since = responses.newest_read_ns() > entry.read_ns.load();
             let may_be_response = newest != 0 || since && responses.any_live();
-            return (state == LIVE && !may_be_response && requests.end(request)).then_some(1);
+            return (state == LIVE && !may_be_response).then_some(0);
         }
         let turn = self.turn(REQUEST, position_of(request));
         let habit = self.order[size_class(self.turn_size(turn.older))].habit();
         let by_pool = requests.blur(u64::from(habit == Habit::Pool));
-        let place = self.upstreams.get(entry.upstream.load());
-        let at_server = place.is_some_and(|place| place.carries.load() == request && place.asked.load() != 0);
         let unwritten = requests.blur(u64::from(by_pool == 0 && self.is_unwritten(position_of(request))));
         let answered = position_of(request) < self.answered.load()
-            || state == CLAIMED && !at_server
+            || state == CLAIMED && self.waiting_at(request, entry.upstream.load()).is_none()
             || by_pool == 0 && self.has_response_for(downstream, usual)
             || state == CLAIMED && self.is_prompt() && self.read_last(RESPONSE) != 0;
-        if unwritten == 0 && answered {
-            return None;
+        (unwritten != 0 || !answered).then_some(by_pool)
+    }
+
+    /// Ends the request whose answer was the proxy's own ([`Lane::answers_itself`]). Returns how many requests end by that, 1
+    /// or 0. `move_up` does [`Lane::move_up`].
+    #[inline(always)]
+    pub fn end_answered(&self, request: u64, move_up: impl Fn()) -> u64 {
+        let requests = &self.pending[REQUEST];
+        if self.shared.load() != 0 {
+            return u64::from(requests.end(request));
         }
-        if state != DROPPED {
-            move_up(by_pool);
+        let upstream = requests.of(request).upstream.load();
+        let waiting = self.waiting_at(request, upstream);
+        let turn_end = self.turn(REQUEST, position_of(request)).end;
+        if requests.state_at(position_of(request)) != DROPPED {
+            move_up();
         }
         // Where it was taken for another one, or ended for it, that is left in its place.
         let itself = requests.end(request);
         self.ended.store(if itself { request } else { 0 });
-        let other = if itself { None } else { requests.oldest_single(turn.end) };
+        let other = if itself { None } else { requests.oldest_single(turn_end) };
         let ended = itself
-            || other.is_some_and(|other| match place {
-                Some(place) if at_server => {
+            || other.is_some_and(|other| match waiting {
+                Some(place) => {
                     let given = requests.give(request, other);
                     place.carries.store(if given { tag_at(other) } else { request });
                     given
                 }
-                _ => requests.end(tag_at(other)),
+                None => requests.end(tag_at(other)),
             });
-        if !ended && let Some(place) = place {
+        if !ended && let Some(place) = self.upstreams.get(upstream) {
             place.asked.store(0);
             if place.closed.load() != 0 {
                 self.count_gone(1);
             }
         }
-        Some(u64::from(ended))
+        u64::from(ended)
+    }
+
+    /// The connection `upstream`, if the request of this tag waits there for its response.
+    #[inline(always)]
+    fn waiting_at(&self, request: u64, upstream: u64) -> Option<&Upstream<W>> {
+        let waits = |place: &&Upstream<W>| place.carries.load() == request && place.asked.load() != 0;
+        self.upstreams.get(upstream).filter(waits)
     }
 
     /// Whether fewer requests were written so far than stand before this position, where many wait: a round takes only so many

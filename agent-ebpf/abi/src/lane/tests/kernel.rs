@@ -138,16 +138,12 @@ impl Kernel {
         let newest = if self.shared { self.lane.newest(outbound, tid, &recent) } else { 0 };
         let socket = &self.sockets[id];
         if outbound == RESPONSE
-            && let Some(ended) = self.lane.end_answered(
-                socket.pending_tag,
-                u64::from(socket.id),
-                socket.upstream,
-                newest,
-                |by_pool| {
-                    self.lane.move_up(socket.pending_tag, by_pool, |moved| self.lane.move_one(moved));
-                },
-            )
+            && let Some(by_pool) =
+                self.lane.answers_itself(socket.pending_tag, u64::from(socket.id), socket.upstream, newest)
         {
+            let ended = self.lane.end_answered(socket.pending_tag, || {
+                self.lane.move_up(socket.pending_tag, by_pool, |moved| self.lane.move_one(moved));
+            });
             self.counters.local += ended;
             self.end(ended);
             self.note_waiting(id, outbound == REQUEST);

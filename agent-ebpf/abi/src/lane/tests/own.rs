@@ -17,8 +17,8 @@ fn in_a_crowd_a_request_that_nothing_was_written_for_is_answered_by_the_proxy() 
         lane.push_response(3_000, 3_000, upstream, 0).unwrap();
     }
     let ended = |place: usize| {
-        let move_up = |_| ();
-        lane.end_answered(requests[place], place as u64 + 1, 0, 0, move_up)
+        let own = lane.answers_itself(requests[place], place as u64 + 1, 0, 0);
+        own.map(|_by_pool| lane.end_answered(requests[place], || ()))
     };
     assert_eq!((ended(39), ended(40)), (None, Some(1)));
     lane.claim_request(4_000, 7, upstreams[40], 0);
