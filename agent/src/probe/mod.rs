@@ -18,6 +18,8 @@ pub mod capability;
 mod load;
 pub mod offsets;
 pub mod programs;
+#[cfg(test)]
+mod stack;
 mod verdict;
 
 pub use verdict::Verdict;
