@@ -17,7 +17,7 @@ use smp_agent_abi::pending::Claim;
 use smp_agent_abi::word::Word as _;
 
 use crate::lane::{self, Current};
-use crate::maps::{LESS_ONE, Lane, counter};
+use crate::maps::{Counters, LESS_ONE, Lane, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
@@ -167,46 +167,23 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
             return None;
         }
     }
-    let claim = if claim.is_nothing() {
+    if claim.is_nothing() {
         if goes_on(&used, size, answered) {
             return None;
         }
-        from_latest(&mut used, turn, claim, size, follows, now_ns)?
-    } else {
-        claim
-    };
-    if claim.too_far {
-        used.counters.add(counter!(seen), 1);
-        used.counters.lose(Loss::SearchLimit);
-        return None;
+        if follows != 0 && used.socket.role != ROLE_ACCEPTED {
+            // What was read has not gone on: the next write may be the message that it precedes.
+            used.socket.turn = turn;
+            count_local(&used);
+            return None;
+        }
+        if from_latest(used.socket, &raw mut claim, turn, u32::from(size > RECORD_BYTES), now_ns) == 0 {
+            return None;
+        }
     }
-    if claim.batch {
-        used.counters.add(counter!(seen), 1);
-    } else {
-        used.counters.add(counter!(pending), LESS_ONE);
-    }
-    used.counters.add(counter!(departing), 1);
-    let socket = used.socket;
-    if handed && socket.role == ROLE_ACCEPTED {
-        lane::note_answered(socket, claim.read_ns, true);
-    }
-    opening::carries(socket, claim.arrival_ns, now_ns);
-    opening::release_answered(place, claim.upstream, socket.proxy_slot);
-    socket.departing_arrival_ns = claim.arrival_ns;
-    socket.departing_read_ns = claim.read_ns;
-    socket.departing_write_ns = now_ns;
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    socket.departing_seq = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
-    socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
-    if departure::comes_before_write() && socket.first_departure_ns != 0 {
-        socket.departing_write_ns = socket.first_departure_ns;
-    }
-    if !claim.batch && opening::hold(socket) {
-        return Some(());
-    }
-    if departure::comes_before_write() && socket.first_departure_ns != 0 {
-        departure::record(socket, &used.counters, socket.first_departure_ns);
-    }
+    let write_seq: u32 = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
+    carry(used.socket, &raw const claim, write_seq, now_ns, u32::from(handed));
     Some(())
 }
 
@@ -218,6 +195,56 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
 extern "C" fn clear_fronts(place: u32) -> u32 {
     if let Some(lane) = lane::at(place) {
         lane.clear_fronts();
+    }
+    0
+}
+
+/// Notes on `socket` what the write to it carries on, until that departs. `handed` is not 0 if its request may have been handed to
+/// another thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn carry(
+    socket: *mut Socket,
+    claim: *const Claim,
+    write_seq: u32,
+    now_ns: u64,
+    handed: u32,
+) -> u32 {
+    // SAFETY: null, or of these types: the verifier checks the callers.
+    let (Some(socket), Some(claim)) = (unsafe { socket.as_mut() }, unsafe { claim.as_ref() }) else {
+        return 0;
+    };
+    let Some(counters) = Counters::of(socket.proxy_slot) else { return 0 };
+    if claim.too_far {
+        counters.add(counter!(seen), 1);
+        counters.lose(Loss::SearchLimit);
+        return 0;
+    }
+    if claim.batch {
+        counters.add(counter!(seen), 1);
+    } else {
+        counters.add(counter!(pending), LESS_ONE);
+    }
+    counters.add(counter!(departing), 1);
+    if handed != 0 && socket.role == ROLE_ACCEPTED {
+        lane::note_answered(socket, claim.read_ns, true);
+    }
+    opening::carries(socket, claim.arrival_ns, now_ns);
+    opening::release_answered(socket.lane, claim.upstream, socket.proxy_slot);
+    socket.departing_arrival_ns = claim.arrival_ns;
+    socket.departing_read_ns = claim.read_ns;
+    socket.departing_write_ns = now_ns;
+    socket.departing_seq = write_seq;
+    socket.departing_class = if claim.alone && !claim.batch { CLASS_EXACT } else { CLASS_AMBIGUOUS };
+    let before_write = departure::comes_before_write() && socket.first_departure_ns != 0;
+    if before_write {
+        socket.departing_write_ns = socket.first_departure_ns;
+    }
+    if !claim.batch && opening::hold(socket) {
+        return 0;
+    }
+    if before_write {
+        departure::record(socket, &counters, socket.first_departure_ns);
     }
     0
 }
@@ -323,52 +350,51 @@ extern "C" fn verify(place: u32, request: u64) -> u32 {
     0
 }
 
-/// The cause of a write that found nothing pending: the request whose connection seemed to be answered, or the latest
-/// read of its lane, if that connection carries several messages at once. Else it has none.
-#[inline(always)]
-fn from_latest(
-    used: &mut Used<'_>,
-    turn: u32,
-    claim: Claim,
-    size: usize,
-    follows: u32,
-    now_ns: u64,
-) -> Option<Claim> {
-    let lane = lane::at(used.socket.lane)?;
-    let accepted = used.socket.role == ROLE_ACCEPTED;
-    if !accepted && follows != 0 {
-        // What was read has not gone on: the next write may be the message that it precedes.
-        used.socket.turn = turn;
-        count_local(used);
-        return None;
+/// Sets the cause of a write that found nothing pending: the request whose connection seemed to be answered, or the latest
+/// read of its lane, if that connection carries several messages at once. Else it has none: 0. `long` is 1 if it is longer
+/// than a control record.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn from_latest(socket: *mut Socket, claim: *mut Claim, turn: u32, long: u32, now_ns: u64) -> u32 {
+    // SAFETY: null, or of these types: the verifier checks the callers.
+    let (Some(socket), Some(claim)) = (unsafe { socket.as_mut() }, unsafe { claim.as_mut() }) else {
+        return 0;
+    };
+    let (Some(lane), Some(counters)) = (lane::at(socket.lane), Counters::of(socket.proxy_slot)) else {
+        return 0;
+    };
+    let accepted = socket.role == ROLE_ACCEPTED;
+    if !accepted && let Some(reclaimed) = lane.reclaim(socket.upstream) {
+        *claim = reclaimed;
+        return 1;
     }
-    if !accepted && let Some(claim) = lane.reclaim(used.socket.upstream) {
-        return Some(claim);
-    }
-    let latest = &lane.latest[used.outbound() as usize];
+    let outbound = if accepted { Direction::Response } else { Direction::Request };
+    let latest = &lane.latest[outbound as usize];
     // It is owed an answer, or may be a request.
-    let expected = if accepted { turn == TURN_READING } else { size > RECORD_BYTES };
+    let expected = if accepted { turn == TURN_READING } else { long != 0 };
     let soon = accepted || now_ns.saturating_sub(latest.read_ns.load()) <= STARVED_WITHIN_NS;
     latest.starved.add(u64::from(expected && soon));
     if latest.arrival_ns.load() != 0 && expected {
-        let (arrival_ns, read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
-        lane.note_latest(used.outbound() as usize);
-        return Some(Claim { arrival_ns, read_ns, batch: true, ..claim });
+        (claim.arrival_ns, claim.read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
+        claim.batch = true;
+        lane.note_latest(outbound as usize);
+        return 1;
     }
     if accepted && turn == TURN_READING {
-        used.counters.add(counter!(seen), 1);
-        used.counters.add(counter!(unmatched), 1);
-    } else {
-        // A later write of the same socket may still carry a message on.
-        used.socket.turn = TURN_OWN;
-        if !accepted {
-            lane::note_unread(used.socket, now_ns);
-        }
-        if turn != TURN_OWN {
-            count_local(used);
-        }
+        counters.add(counter!(seen), 1);
+        counters.add(counter!(unmatched), 1);
+        return 0;
     }
-    None
+    // A later write of the same socket may still carry a message on.
+    socket.turn = TURN_OWN;
+    if !accepted {
+        lane::note_unread(socket, now_ns);
+    }
+    if turn != TURN_OWN {
+        counters.add(counter!(seen), 1);
+        counters.add(counter!(local), 1);
+    }
+    0
 }
 
 /// One more write to a connection that was not read since. To an opened one, although requests wait: it may have carried
