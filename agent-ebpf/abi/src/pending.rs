@@ -337,9 +337,8 @@ impl<W: Word> Pending<W> {
         let mut found = self.blur(end);
         for ahead in 0..CLEAR_STEPS as u64 {
             let position = head + ahead;
-            if position < found && self.live_tag(position).is_some() && !self.is_batch(position) {
-                found = self.blur(position);
-            }
+            let single = self.live_tag(position).is_some() && !self.is_batch(position);
+            found = self.blur(if position < found && single { position } else { found });
         }
         (found < end).then_some(found)
     }

@@ -237,7 +237,8 @@ impl<W: Word> Lane<W> {
         let count = (set.tail.load() - first).min(MOVE_STEPS);
         let mut moved = Move { first, read_ns, by_pool, position: first + count, ..Move::default() };
         for back in 0..MOVE_STEPS {
-            if back < count {
+            // Blurred here: else the verifier follows what it learns of it from each step to the last.
+            if back < set.blur(count) {
                 moved.position -= 1;
                 step(&mut moved);
             }
