@@ -39,8 +39,10 @@ pub fn begin(sk: *const c_void, socket: &mut Socket) {
 /// What is known of where a connection leads, 0 if nothing.
 #[inline(always)]
 fn known(socket: &Socket) -> u32 {
+    // A copy: in Linux 6.1 no key may lie where an argument of a function points to.
+    let destination = socket.destination;
     // SAFETY: the value is copied at once.
-    unsafe { HANDSHAKES.get(&socket.destination) }.copied().unwrap_or(0)
+    unsafe { HANDSHAKES.get(&destination) }.copied().unwrap_or(0)
 }
 
 #[inline(always)]
