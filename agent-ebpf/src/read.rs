@@ -145,7 +145,8 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     // Below `MULTIPLEXED` here, or it were a batch.
     let [requests, responses] = &current.lane.latest;
     let others = requests.several.load() | responses.several.load();
-    let weight = match others as u32 | used.socket.records | used.socket.answered_again {
+    let records = if used.socket.role == ROLE_ACCEPTED { used.socket.records } else { 0 };
+    let weight = match others as u32 | records | used.socket.answered_again {
         _ if current.shared => SHARED_WEIGHT,
         0 => STARVED_WEIGHT,
         _ => OTHERS_WEIGHT,

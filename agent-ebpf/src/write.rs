@@ -9,8 +9,8 @@ use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 use smp_agent_abi::layout::{
     ANSWERED_AGAIN_READS, CLASS_AMBIGUOUS, CLASS_EXACT, CLASS_NONE, CONTINUED_BYTES, CONTINUED_WEIGHT,
-    Direction, Loss, MULTIPLEXED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, STARVED_WITHIN_NS, Socket, TURN_OWN,
-    TURN_READING, TURN_UNKNOWN, TURN_WRITING, is_record,
+    Direction, Loss, MULTIPLEXED, RECORD_BYTES, ROLE_ACCEPTED, SHARED, Socket, TURN_OWN, TURN_READING,
+    TURN_UNKNOWN, TURN_WRITING, is_record,
 };
 use smp_agent_abi::opening::{OPENING_ASKED_AGAIN, OPENING_OVER};
 use smp_agent_abi::pending::Claim;
@@ -372,8 +372,7 @@ extern "C" fn from_latest(socket: *mut Socket, claim: *mut Claim, turn: u32, lon
     let latest = &lane.latest[outbound as usize];
     // It is owed an answer, or may be a request.
     let expected = if accepted { turn == TURN_READING } else { long != 0 };
-    let soon = accepted || now_ns.saturating_sub(latest.read_ns.load()) <= STARVED_WITHIN_NS;
-    latest.starved.add(u64::from(expected && soon));
+    latest.starved.add(u64::from(expected));
     if latest.arrival_ns.load() != 0 && expected {
         (claim.arrival_ns, claim.read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         claim.batch = true;

@@ -279,10 +279,6 @@ pub const MULTIPLEXED: u32 = 256;
 /// What one write that found nothing pending adds to that; each read takes 1 away.
 pub const STARVED_WEIGHT: u32 = 4;
 
-/// Such a write to an opened connection counts up to so long after the last read: later it is likelier a request of the
-/// proxy's own, a health check.
-pub const STARVED_WITHIN_NS: u64 = 500_000;
-
 /// The same where another connection of its lane is known to carry several messages at once, where it has carried control
 /// records, or was written to again when another response had just been read. Between two Envoys in an open loop of 2,000
 /// requests a second 8 of 100 reads bring two requests; a proxy that sends copies of all it is asked writes twice for each.
