@@ -8,8 +8,8 @@ use super::load::OBJECT;
 
 /// What the frames of calls that are under way together may take: `MAX_BPF_STACK` of the kernel's include/linux/filter.h.
 const MOST_BYTES: u32 = 512;
-/// A frame takes a multiple of this, at least one: `check_max_stack_depth` of the kernel's kernel/bpf/verifier.c up to 6.7;
-/// later kernels round to 16 where programs are compiled.
+/// A frame takes a multiple of this, at least one: `check_max_stack_depth` of Linux 6.1's kernel/bpf/verifier.c, whose sum for
+/// calls that it refused (544) this gave as well. Linux 6.12 took those.
 const FRAME_BYTES: u32 = 32;
 
 /// The register that points to the frame.

@@ -17,7 +17,7 @@ use initramfs::Initramfs;
 
 /// The machine: emulated, since not every machine that tests can virtualise; its processors by one thread in turn. By one each,
 /// one of them ran a breakpoint that another had already taken back (the kernel puts them where it switches a tracepoint
-/// off), which ends the kernel: seen once, Linux 6.12 at `softirq_entry`, QEMU 10.0.2.
+/// off), it seems, which ended the kernel: seen once, Linux 6.12 at `softirq_entry`, QEMU 10.0.2.
 const MACHINE: [&str; 14] = [
     "-no-user-config",
     "-nodefaults",
