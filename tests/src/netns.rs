@@ -26,6 +26,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::{live, process};
 
 const IP: &str = "/usr/sbin/ip";
+/// How many addresses the server of a [`Bed`] has, one after the other.
+pub const SERVERS: u8 = 4;
 /// Begins the name of every namespace made here.
 const PREFIX: &str = "smp-bed";
 /// How long a device may take to see its other end.
@@ -170,6 +172,11 @@ impl Bed {
         let bed = Self { client: create("client")?, proxy: create("proxy")?, server: create("server")? };
         join(1, (&bed.client, END_DEVICE), (&bed.proxy, DOWNSTREAM_DEVICE))?;
         join(2, (&bed.proxy, UPSTREAM_DEVICE), (&bed.server, END_DEVICE))?;
+        for family in [Family::V4, Family::V6] {
+            for server in in_a_row(Self::server_address(family), SERVERS).skip(1) {
+                add_address(&bed.server, END_DEVICE, server.ip())?;
+            }
+        }
         Ok(bed)
     }
 
@@ -272,16 +279,31 @@ const fn address(family: Family, network: u8, host: u8) -> IpAddr {
     }
 }
 
+/// Gives a device one more address.
+fn add_address(netns: &Netns, device: &str, address: IpAddr) -> Result<()> {
+    let bits = if address.is_ipv4() { 24 } else { 64 };
+    let address_and_bits = format!("{address}/{bits}");
+    let add = ["address", "add", &address_and_bits, "dev", device];
+    // Without `nodad` an IPv6 address cannot be used for its first second.
+    netns.ip(add.into_iter().chain(address.is_ipv6().then_some("nodad")))
+}
+
+/// So many addresses from the first on, the hosts next to each other.
+pub fn in_a_row(first: SocketAddr, count: u8) -> impl Iterator<Item = SocketAddr> {
+    let ip = move |host: u8| match first.ip() {
+        IpAddr::V4(first) => IpAddr::V4(Ipv4Addr::from_bits(first.to_bits() + u32::from(host))),
+        IpAddr::V6(first) => IpAddr::V6(Ipv6Addr::from_bits(first.to_bits() + u128::from(host))),
+    };
+    (0..count).map(move |host| SocketAddr::new(ip(host), first.port()))
+}
+
 /// Links two namespaces by a pair of devices: host 1 of the network on the left, host 2 on the right.
 fn join(network: u8, left: (&Netns, &str), right: (&Netns, &str)) -> Result<()> {
     let pair = ["type", "veth", "peer", "name", right.1, "netns", &right.0.name];
     left.0.ip(["link", "add", left.1].into_iter().chain(pair))?;
     for (host, (netns, device)) in [(1, left), (2, right)] {
-        for (family, bits) in [(Family::V4, 24), (Family::V6, 64)] {
-            let address = format!("{}/{bits}", address(family, network, host));
-            let add = ["address", "add", &address, "dev", device];
-            // Without `nodad` an IPv6 address cannot be used for its first second.
-            netns.ip(add.into_iter().chain((family == Family::V6).then_some("nodad")))?;
+        for family in [Family::V4, Family::V6] {
+            add_address(netns, device, address(family, network, host))?;
         }
         netns.ip(["link", "set", device, "up"])?;
     }

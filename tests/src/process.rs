@@ -319,9 +319,11 @@ fn listens(pid: u32, address: SocketAddr) -> Result<bool> {
         if address.is_ipv4() { process.tcp() } else { process.tcp6() }
     };
     match table() {
-        Ok(sockets) => Ok(sockets
-            .iter()
-            .any(|socket| socket.local_address == address && socket.state == procfs::net::TcpState::Listen)),
+        Ok(sockets) => Ok(sockets.iter().any(|socket| {
+            let local = socket.local_address;
+            let any = local.ip().is_unspecified() && local.port() == address.port();
+            (local == address || any) && socket.state == procfs::net::TcpState::Listen
+        })),
         // It is ending: the next look at the process says how.
         Err(procfs::ProcError::NotFound(_)) => Ok(false),
         Err(error) => Err(error).context("cannot read the kernel's socket table"),

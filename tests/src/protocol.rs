@@ -26,6 +26,8 @@ pub enum Protocol {
     H1Local,
     /// As [`Protocol::H1`], and the proxy asks the server every 10 ms whether it is there.
     H1Checked,
+    /// As [`Protocol::H1`], and the proxy divides what it gets among several servers.
+    H1Hosts,
     /// Raw bytes, echoed; the client speaks first.
     Tcp,
     /// Raw bytes; the server speaks first, then answers whatever it receives.
@@ -45,7 +47,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// All that the truth matrix has.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::H1,
         Self::H1Close,
         Self::H1Body(1),
@@ -59,6 +61,7 @@ impl Protocol {
         Self::H1Pipelined,
         Self::H1Local,
         Self::H1Checked,
+        Self::H1Hosts,
         Self::Tcp,
         Self::TcpServerFirst,
         Self::H2(1),
@@ -104,6 +107,7 @@ impl fmt::Display for Protocol {
             Self::H1Pipelined => "h1-pipelined".to_owned(),
             Self::H1Local => "h1-local".to_owned(),
             Self::H1Checked => "h1-checked".to_owned(),
+            Self::H1Hosts => "h1-hosts".to_owned(),
             Self::Tcp => "tcp".to_owned(),
             Self::TcpServerFirst => "tcp-server-first".to_owned(),
             Self::H2(streams) => format!("h2-{streams}"),
@@ -128,6 +132,7 @@ impl FromStr for Protocol {
             "h1-pipelined" => Some(Self::H1Pipelined),
             "h1-local" => Some(Self::H1Local),
             "h1-checked" => Some(Self::H1Checked),
+            "h1-hosts" => Some(Self::H1Hosts),
             "tcp" => Some(Self::Tcp),
             "tcp-server-first" => Some(Self::TcpServerFirst),
             "mtls-h1" => Some(Self::MtlsH1),

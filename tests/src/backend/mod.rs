@@ -4,7 +4,7 @@ mod http1;
 mod http2;
 mod tcp;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
@@ -33,6 +33,10 @@ pub fn run(
     let server = Rc::new(Server::new(protocol));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async move {
+        // One process is all of the servers.
+        let several = protocol == Protocol::H1Hosts;
+        let any = if listen.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let listen = if several { SocketAddr::new(any, listen.port()) } else { listen };
         let listener = TcpListener::bind(listen)
             .await
             .with_context(|| format!("the backend cannot listen on {listen}"))?;
@@ -65,6 +69,7 @@ impl Server {
             | Protocol::H1Pipelined
             | Protocol::H1Local
             | Protocol::H1Checked
+            | Protocol::H1Hosts
             // What is between the proxies is theirs alone.
             | Protocol::MtlsH1
             | Protocol::MtlsH1Close

@@ -140,6 +140,7 @@ impl Client {
             | Protocol::H1Pipelined
             | Protocol::H1Local
             | Protocol::H1Checked
+            | Protocol::H1Hosts
             // What is between the proxies is theirs alone.
             | Protocol::MtlsH1
             | Protocol::MtlsH1Close

@@ -23,6 +23,11 @@ pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
     match spec.protocol {
         Protocol::H1Local => answer_locally(&mut listener)?,
         Protocol::H1Checked => cluster["health_checks"] = json!([health_check()]),
+        Protocol::H1Hosts => {
+            let endpoint = |host| json!({"endpoint": {"address": address(host)}});
+            let endpoints: Vec<_> = spec.upstreams().into_iter().map(endpoint).collect();
+            cluster["load_assignment"]["endpoints"] = json!([{"lb_endpoints": endpoints}]);
+        }
         _ => {}
     }
     command(spec.workers, spec.netns, &listener, &cluster, spec.dir)

@@ -60,9 +60,13 @@ pub(super) fn proxy(spec: &Spec<'_>, layer: Layer) -> Result<Command> {
 
 /// The command for `HAProxy`; where and how many is taken from `spec`.
 pub(super) fn command(spec: &Spec<'_>, config: &Config<'_>) -> Result<Command> {
-    let Spec { workers, netns, listen, upstream, dir, .. } = spec;
+    let Spec { workers, netns, listen, dir, .. } = spec;
     let Config { mode, bind, server, streams, global, frontend, backend } = config;
     let reuse = if *mode == "http" { "option http-keep-alive\n    http-reuse always" } else { "" };
+    let servers = spec.upstreams().into_iter().enumerate();
+    let servers: Vec<_> =
+        servers.map(|(number, host)| format!("server upstream-{number} {host} {server}")).collect();
+    let servers = servers.join("\n    ");
     let config = format!(
         "global
     nbthread {workers}
@@ -82,7 +86,7 @@ frontend downstream
     default_backend upstream
 backend upstream
     {backend}
-    server upstream {upstream} {server}
+    {servers}
 "
     );
     let path = dir.join("haproxy.cfg");

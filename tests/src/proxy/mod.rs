@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::netns::{Bed, Family, Netns};
+use crate::netns::{self, Bed, Family, Netns, SERVERS};
 use crate::process::Child;
 use crate::protocol::Protocol;
-pub use pair::Pair;
+pub use pair::{Pair, Shown};
 
 /// How long a proxy may take to listen.
 const START_LONGEST: Duration = Duration::from_secs(20);
@@ -128,8 +128,12 @@ impl ProxyKind {
             // It speaks HTTP/2 to servers only for gRPC.
             Self::Nginx => layer != Layer::Http2,
             // Debian's Go has HTTP/2 without TLS outside its standard library only.
-            // Neither of the two answers or asks for itself.
-            Self::Go | Self::Hyper if matches!(protocol, Protocol::H1Local | Protocol::H1Checked) => false,
+            // Neither of the two answers or asks for itself, or has several servers.
+            Self::Go | Self::Hyper
+                if matches!(protocol, Protocol::H1Local | Protocol::H1Checked | Protocol::H1Hosts) =>
+            {
+                false
+            }
             Self::Go => layer == Layer::Http1,
             Self::Hyper => layer != Layer::Tcp,
             Self::TokioTcp | Self::Blocking | Self::IoUring | Self::Splice => layer == Layer::Tcp,
@@ -173,7 +177,8 @@ impl Layer {
             | Protocol::H1Chunked(_)
             | Protocol::H1Pipelined
             | Protocol::H1Local
-            | Protocol::H1Checked => Some(Self::Http1),
+            | Protocol::H1Checked
+            | Protocol::H1Hosts => Some(Self::Http1),
             Protocol::Tcp | Protocol::TcpServerFirst => Some(Self::Tcp),
             Protocol::H2(_) => Some(Self::Http2),
             Protocol::Grpc(_) => Some(Self::Grpc),
@@ -213,6 +218,12 @@ impl<'a> Spec<'a> {
             upstream: Bed::server_address(family),
             dir,
         }
+    }
+
+    /// The addresses of its servers.
+    fn upstreams(&self) -> Vec<SocketAddr> {
+        let count = if self.protocol == Protocol::H1Hosts { SERVERS } else { 1 };
+        netns::in_a_row(self.upstream, count).collect()
     }
 
     fn command(&self) -> Result<Command> {

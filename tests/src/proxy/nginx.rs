@@ -142,13 +142,14 @@ fn grpc_server(spec: &Spec<'_>) -> String {
 
 /// The server, with more kept connections than a test has requests under way.
 fn pool(spec: &Spec<'_>) -> String {
+    let servers: Vec<_> = spec.upstreams().iter().map(|host| format!("server {host};")).collect();
     format!(
         "upstream backend {{
-        server {};
+        {}
         keepalive 32768;
         keepalive_requests 1000000000;
         keepalive_timeout {IDLE_SECONDS}s;
     }}",
-        spec.upstream
+        servers.join("\n        ")
     )
 }

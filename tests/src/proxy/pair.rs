@@ -18,6 +18,15 @@ use crate::netns::{Family, PairBed};
 use crate::protocol::Protocol;
 use crate::wire::KeyLog;
 
+/// Who shows a certificate to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Both, as in a mesh.
+    Both,
+    /// The proxy of the server alone.
+    Server,
+}
+
 /// Both proxies of a pair, running; stopped on drop.
 #[derive(Debug)]
 pub struct Pair {
@@ -40,6 +49,21 @@ impl Pair {
         protocol: Protocol,
         bed: &PairBed,
         family: Family,
+        dir: &Path,
+    ) -> Result<Self> {
+        Self::start_showing(Shown::Both, kind, workers, protocol, (bed, family), dir)
+    }
+
+    /// As [`Pair::start`], with certificates of whom it says.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_showing(
+        shown: Shown,
+        kind: ProxyKind,
+        workers: u32,
+        protocol: Protocol,
+        (bed, family): (&PairBed, Family),
         dir: &Path,
     ) -> Result<Self> {
         let between = match protocol {
@@ -73,10 +97,10 @@ impl Pair {
         let (commands, key_log) = match kind {
             ProxyKind::Envoy => {
                 let key_log = server_dir.join("keys.log");
-                (envoy_commands(&client, &server, between, &certificates, &key_log)?, key_log)
+                (envoy_commands(&client, &server, (between, shown), &certificates, &key_log)?, key_log)
             }
             ProxyKind::Haproxy => (
-                haproxy_commands(&client, &server, between, &certificates)?,
+                haproxy_commands(&client, &server, (between, shown), &certificates)?,
                 server_dir.join(format!("{kind}.log")),
             ),
             _ => bail!("there is no pair of {kind}"),
@@ -114,7 +138,7 @@ fn inside(between: Layer) -> &'static str {
 fn envoy_commands(
     client: &Spec<'_>,
     server: &Spec<'_>,
-    between: Layer,
+    (between, shown): (Layer, Shown),
     certificates: &Certificates,
     key_log: &Path,
 ) -> Result<[Command; 2]> {
@@ -122,15 +146,17 @@ fn envoy_commands(
         context["@type"] = envoy::typed(&format!("transport_sockets.tls.v3.{kind}")).into();
         Some(json!({"name": "envoy.transport_sockets.tls", "typed_config": context}))
     };
-    let upstream = socket(
-        "UpstreamTlsContext",
-        json!({"common_tls_context": envoy_context(between, &certificates.client, &certificates.server, certificates)}),
-    );
-    let mut context = envoy_context(between, &certificates.server, &certificates.client, certificates);
-    context["key_log"] = json!({"path": key_log});
+    let mut client_context = envoy_context(between, &certificates.client, &certificates.server, certificates);
+    let mut server_context = envoy_context(between, &certificates.server, &certificates.client, certificates);
+    server_context["key_log"] = json!({"path": key_log});
+    if shown == Shown::Server {
+        client_context["tls_certificates"] = json!([]);
+        server_context["validation_context"] = Value::Null;
+    }
+    let upstream = socket("UpstreamTlsContext", json!({"common_tls_context": client_context}));
     let downstream = socket(
         "DownstreamTlsContext",
-        json!({"require_client_certificate": true, "common_tls_context": context}),
+        json!({"require_client_certificate": shown == Shown::Both, "common_tls_context": server_context}),
     );
     let mut between_cluster = envoy::cluster(client.upstream, between, upstream);
     if client.protocol == Protocol::MtlsH1Close {
@@ -168,18 +194,18 @@ fn envoy_context(between: Layer, own: &Identity, other: &Identity, certificates:
 fn haproxy_commands(
     client: &Spec<'_>,
     server: &Spec<'_>,
-    between: Layer,
+    (between, shown): (Layer, Shown),
     certificates: &Certificates,
 ) -> Result<[Command; 2]> {
-    let words = |own: &Identity| {
-        format!(
-            "ssl verify required ca-file {} crt {} alpn {} ssl-min-ver TLSv1.3",
-            certificates.authority.display(),
-            own.bundle.display(),
-            inside(between)
-        )
+    let words = |shows: Option<&Identity>, verifies: bool| {
+        let certificate = shows.map(|own| format!("crt {}", own.bundle.display())).unwrap_or_default();
+        let authority = certificates.authority.display();
+        let verify = if verifies { format!("verify required ca-file {authority}") } else { String::new() };
+        format!("ssl alpn {} ssl-min-ver TLSv1.3 {certificate} {verify}", inside(between))
     };
-    let server_words = format!("{} verifyhost {}", words(&certificates.client), certificates.server.name);
+    let both = shown == Shown::Both;
+    let client_words = words(both.then_some(&certificates.client), true);
+    let server_words = format!("{client_words} verifyhost {}", certificates.server.name);
     let secrets: Vec<_> = [
         ("CLIENT_HANDSHAKE_TRAFFIC_SECRET", "ssl_fc_client_handshake_traffic_secret"),
         ("SERVER_HANDSHAKE_TRAFFIC_SECRET", "ssl_fc_server_handshake_traffic_secret"),
@@ -204,7 +230,7 @@ fn haproxy_commands(
         haproxy::command(
             server,
             &haproxy::Config {
-                bind: &words(&certificates.server),
+                bind: &words(Some(&certificates.server), both),
                 global: "tune.ssl.keylog on\n    log stdout len 4096 format raw local0\n    log stderr len 4096 format raw local0",
                 frontend: &format!(
                     "log global
