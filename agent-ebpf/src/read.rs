@@ -223,6 +223,11 @@ fn end_record(used: &mut Used<'_>, before: u32, arrival_ns: u64) -> bool {
         note_record(socket, socket.pending_lane, bytes, false);
         return true;
     }
+    if set.was_written_long_ago(socket.pending_tag, arrival_ns) {
+        // One alone may be a short message that comes in parts; where many do, a write took the record of another connection.
+        note_record(socket, socket.pending_lane, bytes, false);
+        return false;
+    }
     let Some(read_ns) = set.read_ns(socket.pending_tag) else { return false };
     // What arrived before may be the rest of a message that is read in parts.
     if arrival_ns <= read_ns && !is_empty_frame(bytes) || !set.end(socket.pending_tag) {

@@ -18,6 +18,7 @@
 //! directions shows, any of the turn otherwise. The mean is exact however entries are paired; this keeps the spread
 //! right too.
 
+mod back;
 mod bytes;
 mod detour;
 mod left;
@@ -27,7 +28,7 @@ mod prompt;
 mod several;
 mod shared;
 
-use crate::order::{Habit, ORDER_SIZES, Order, Return, size_class};
+use crate::order::{Habit, Habits, ORDER_SIZES, Order, size_class};
 use crate::pending::{BATCH, Claim, ENTRIES, Pending, RECORD, position_of, tag_at};
 use crate::upstreams::Upstreams;
 use crate::word::Word;
@@ -101,8 +102,10 @@ pub struct Lane<W> {
     openers: Openers<W>,
     /// What multiplexed connections have brought and carried on, by direction.
     flows: [Flow<W>; 2],
-    /// How far each habit holds, by the power of two of the turn's messages: small turns keep the order better.
+    /// How far the order of the reads holds, by the power of two of the turn's messages.
     order: [Order<W>; ORDER_SIZES],
+    /// How far the other habits hold.
+    habits: Habits<W>,
 }
 
 /// What speaks for which message, by tag, 0 where nothing does.
@@ -205,10 +208,13 @@ impl<W: Word> Lane<W> {
 
     /// Whether the write that is about to happen to the connection `upstream` is the proxy's own request, a health check: it is the
     /// connection's first, no request waited for that to be opened, and seldom did one at the first write to such a connection.
+    /// Never where clients' connections carry several messages at once: what waits may be the rest of a segment that was taken.
     #[inline(always)]
     pub fn begins_on_its_own(&self, upstream: u64) -> bool {
         let Some(place) = self.upstreams.get(upstream) else { return false };
-        place.unasked.swap_if(1, 0) && self.openers.note_unasked(self.pending[REQUEST].any_live())
+        self.latest[REQUEST].several.load() == 0
+            && place.unasked.swap_if(1, 0)
+            && self.openers.note_unasked(self.pending[REQUEST].any_live())
     }
 
     /// The tag of the oldest request at a position or behind it for which no connection was free, of the few that are looked
@@ -260,7 +266,7 @@ impl<W: Word> Lane<W> {
             return claim;
         }
         let next_downstream = set.next_in_order();
-        let habit = set.blur(order.habit() as u64);
+        let habit = set.blur(self.habit(order) as u64);
         let place = self.upstreams.get(upstream);
         let first = place.is_some_and(|place| place.carries.load() == 0);
         if let Some(place) = place
@@ -324,34 +330,16 @@ impl<W: Word> Lane<W> {
             return Claim { usual, ..claim };
         }
         let next_downstream = set.next_in_order();
-        let (pooled, upstream, asked_ns) = match self.pending[REQUEST].remembered(request) {
-            Some(entry) => (entry.pooled.load(), entry.upstream.load(), entry.read_ns.load()),
-            None => (0, 0, 0),
-        };
-        let (pooled, upstream, asked_ns) = (set.blur(pooled), set.blur(upstream), set.blur(asked_ns));
-        // Whoever may have taken it: what other claims made of it must not tell against a habit.
-        let in_turn = |name: u64| {
-            let tag = self.upstreams.get(name).map_or(0, |upstream| upstream.response.load());
-            let there = set.position(tag).is_some_and(|position| {
-                turn.start <= position && position < turn.end && set.of(tag).read_ns.load() >= asked_ns
-            });
-            set.blur(if there { tag } else { 0 })
-        };
-        if turn.end - turn.start > 1 && !self.openers.waited(self.upstreams.get(set.next_upstream())) {
-            order.note_return(Return {
-                order: next_downstream == downstream,
-                pool: in_turn(pooled) != 0,
-                usual: in_turn(usual) != 0,
-            });
-        }
-        if self.upstreams.get(pooled).is_some_and(|opened| opened.opened_for.load() == request) {
-            self.openers.note_return(pooled == upstream, in_turn(pooled) != 0, in_turn(upstream) != 0);
-        }
-        let habit = set.blur(order.habit() as u64);
+        let asked = &self.asked(request, turn);
+        self.note_way_back(asked, order, next_downstream == downstream, usual);
+        let habit = set.blur(self.habit(order) as u64);
         let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
-        let mut foreseen = in_turn(upstream);
+        let sure = set.blur(u64::from(self.habits.is_sure(habit))) != 0;
+        let upstream = asked.upstream;
+        let answer = if sure { self.answer(upstream, asked) } else { self.answer_in_turn(upstream, asked) };
+        let mut foreseen = set.blur(answer);
         if foreseen == 0 {
-            foreseen = self.past_left_over(turn, upstream, asked_ns);
+            foreseen = self.past_left_over(turn, upstream, asked.read_ns);
         }
         let ended = self.end_left_over(turn);
         self.note_served(request, upstream);
@@ -368,7 +356,8 @@ impl<W: Word> Lane<W> {
         }
         // Believed until a response is written that it has not brought: what was taken tells less, in large turns most
         // pairs are wrong while a habit is learned.
-        let usual = if in_turn(usual) == 0 { claim.upstream } else { usual };
+        let stays = if sure { self.has_answer(usual, asked) } else { self.answer_in_turn(usual, asked) != 0 };
+        let usual = if stays { usual } else { claim.upstream };
         Claim { downstream: next_downstream, usual, expired: claim.expired + ended, ..claim }
     }
 
@@ -457,6 +446,13 @@ impl<W: Word> Lane<W> {
         (turn, order)
     }
 
+    /// What shows which request a write carries on, in turns with this order.
+    #[inline(always)]
+    fn habit(&self, order: &Order<W>) -> Habit {
+        let kept = if order.is_kept() { Habit::Order } else { Habit::Chance };
+        self.habits.strongest().unwrap_or(kept)
+    }
+
     /// Whether any message of the turn is taken, not its oldest. Threads that share a lane have no turns.
     #[inline(always)]
     fn by_chance(&self, habit: u64, order: &Order<W>, random: u32) -> bool {
@@ -532,6 +528,7 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     pub fn clear(&self) -> u64 {
         self.order.iter().for_each(Order::clear);
+        self.habits.clear();
         self.upstreams.clear();
         self.ended.store(0);
         self.continued_ns.store(0);

@@ -1,8 +1,9 @@
 //! How a lane chooses among the messages it has read: which habit shows it, learned by going there and back.
 //!
 //! Each habit foresees which upstream connection a request takes. When the response is written to where the request
-//! came from, the response of that connection must be there, in the oldest turn. For the habit that is the proxy's own
-//! it always is; for the others as often as chance has it.
+//! came from, the response of that connection must be there: of the usual one in the oldest turn, of the one from the stack
+//! anywhere, since that was not chosen by what was claimed before. For the habit that is the proxy's own it always is; for
+//! the others as often as chance has it.
 
 use crate::word::Word;
 
@@ -14,7 +15,15 @@ const ORDER_PRIOR: u64 = 16;
 
 /// This share of responses must lead back for a lane to keep the order: HAProxy's do but for those whose request
 /// waited for a connection, Envoy's one in a few.
-const ALL_RETURN: (u64, u64) = (7, 8);
+const KEEPS_ORDER: (u64, u64) = (7, 8);
+
+/// ... and this share for the stack of free connections to be one. Of 2,189 to 2,982 responses of Envoy with one server all did,
+/// 83 to 91 % with four, each of which has a stack of its own.
+const IS_STACK: (u64, u64) = (31, 32);
+
+/// ... and this share for what the usual connection brings to be taken from any turn. `io_uring` 92 to 99 %, once it is learned; while
+/// Envoy learns 256 tunnels 50 to 85.
+const IS_SURE: (u64, u64) = (7, 8);
 
 /// A habit goes before the order if it leads back more often in this proportion.
 const CLEARLY: (u64, u64) = (17, 16);
@@ -44,16 +53,26 @@ pub(crate) struct Return {
     pub(crate) usual: bool,
 }
 
-/// How far each habit holds in a lane, in turns of one size.
+/// How far the habits of a lane hold that do not depend on the size of its turns.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(crate) struct Habits<W> {
+    /// Responses that had another one beside them in their turn, halved from time to time.
+    pub(crate) returned: W,
+    /// Those of them that led back by order, pool and usual connection.
+    pub(crate) in_order: W,
+    pub(crate) by_pool: W,
+    pub(crate) as_usual: W,
+}
+
+/// How far the order of the reads holds in turns of one size: small ones keep it better.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct Order<W> {
     /// Responses that had another one beside them in their turn, halved from time to time.
     pub(crate) returned: W,
-    /// Those of them that led back by order, pool and usual connection.
-    pub(crate) reads_right: W,
-    pub(crate) by_pool: W,
-    pub(crate) as_usual: W,
+    /// Those of them that led back in order.
+    pub(crate) right: W,
     /// Claims while messages of both directions were pending in one turn, halved from time to time.
     pub(crate) seen: W,
     /// Those of them whose direction was that of the oldest message.
@@ -62,16 +81,49 @@ pub(crate) struct Order<W> {
     pub(crate) chance: W,
 }
 
-impl<W: Word> Order<W> {
+impl<W: Word> Habits<W> {
     #[inline(always)]
     pub(crate) fn note_return(&self, right: Return) {
-        let halve = u32::from(self.returned.load() >= ORDER_MEMORY);
-        self.returned.store((self.returned.load() >> halve) + 1);
-        for (count, right) in
-            [(&self.reads_right, right.order), (&self.by_pool, right.pool), (&self.as_usual, right.usual)]
-        {
-            count.store((count.load() >> halve) + u64::from(right));
+        let counts =
+            [(&self.in_order, right.order), (&self.by_pool, right.pool), (&self.as_usual, right.usual)];
+        count(&self.returned, counts);
+    }
+
+    /// The pool or the usual connection, whichever leads back more often and clearly more so than the order. Half of the
+    /// responses are enough for the usual connection: what is taken wrongly while it is learned tells against it.
+    #[inline(always)]
+    pub(crate) fn strongest(&self) -> Option<Habit> {
+        let (returned, order) = (self.returned.load() + ORDER_PRIOR, self.in_order.load() + ORDER_PRIOR);
+        let (pool, usual) = (self.by_pool.load(), self.as_usual.load());
+        let better = |right: u64| right * CLEARLY.1 > order * CLEARLY.0;
+        if better(usual) && usual >= pool && usual * 2 > returned {
+            Some(Habit::Usual)
+        } else if better(pool) && is_share(pool, self.returned.load(), IS_STACK) {
+            Some(Habit::Pool)
+        } else {
+            None
         }
+    }
+
+    /// Whether this habit leads back so often that what it foresees is taken from any turn.
+    #[inline(always)]
+    pub(crate) fn is_sure(&self, habit: u64) -> bool {
+        let usual = habit == Habit::Usual as u64;
+        habit == Habit::Pool as u64 || usual && is_share(self.as_usual.load(), self.returned.load(), IS_SURE)
+    }
+
+    #[inline(always)]
+    pub(crate) fn clear(&self) {
+        for word in [&self.returned, &self.in_order, &self.by_pool, &self.as_usual] {
+            word.store(0);
+        }
+    }
+}
+
+impl<W: Word> Order<W> {
+    #[inline(always)]
+    pub(crate) fn note_return(&self, in_order: bool) {
+        count(&self.returned, [(&self.right, in_order)]);
     }
 
     #[inline(always)]
@@ -82,23 +134,10 @@ impl<W: Word> Order<W> {
         self.chance.store((self.chance.load() >> halve) + chance);
     }
 
-    /// The habit that leads back most often, the order where no other is clearly better. Half of the responses are enough
-    /// for the usual connection: what is taken wrongly while it is learned tells against it.
+    /// Whether enough lead back in order.
     #[inline(always)]
-    pub(crate) fn habit(&self) -> Habit {
-        let (returned, order) = (self.returned.load() + ORDER_PRIOR, self.reads_right.load() + ORDER_PRIOR);
-        let (pool, usual) = (self.by_pool.load(), self.as_usual.load());
-        let all_return = |right: u64| right * ALL_RETURN.1 >= returned * ALL_RETURN.0;
-        let better = |right: u64| right * CLEARLY.1 > order * CLEARLY.0;
-        if better(usual) && usual >= pool && usual * 2 > returned {
-            Habit::Usual
-        } else if better(pool) && all_return(pool) {
-            Habit::Pool
-        } else if all_return(order) {
-            Habit::Order
-        } else {
-            Habit::Chance
-        }
+    pub(crate) fn is_kept(&self) -> bool {
+        is_share(self.right.load() + ORDER_PRIOR, self.returned.load() + ORDER_PRIOR, KEEPS_ORDER)
     }
 
     /// True with the probability that the order is kept and not met by chance: (kept - chance) / (seen - chance).
@@ -112,18 +151,25 @@ impl<W: Word> Order<W> {
 
     #[inline(always)]
     pub(crate) fn clear(&self) {
-        for word in [
-            &self.returned,
-            &self.reads_right,
-            &self.by_pool,
-            &self.as_usual,
-            &self.seen,
-            &self.kept,
-            &self.chance,
-        ] {
+        for word in [&self.returned, &self.right, &self.seen, &self.kept, &self.chance] {
             word.store(0);
         }
     }
+}
+
+/// Counts one more of `all`, and of those that it is one of; halves them from time to time.
+#[inline(always)]
+fn count<W: Word, const N: usize>(all: &W, counts: [(&W, bool); N]) {
+    let halve = u32::from(all.load() >= ORDER_MEMORY);
+    all.store((all.load() >> halve) + 1);
+    for (count, one) in counts {
+        count.store((count.load() >> halve) + u64::from(one));
+    }
+}
+
+#[inline(always)]
+const fn is_share(part: u64, all: u64, share: (u64, u64)) -> bool {
+    part * share.1 >= all * share.0
 }
 
 /// Which [`Order`] a turn of `size` messages has.

@@ -268,12 +268,6 @@ impl<W: Word> Pending<W> {
         pushed_tag != 0 && (state == pushed_tag || state == tag(position_of(pushed_tag), ORPHAN))
     }
 
-    /// The position of the message of this tag, whatever became of it, until its place is used again.
-    #[inline(always)]
-    pub(crate) fn position(&self, pushed_tag: u64) -> Option<u64> {
-        self.remembered(pushed_tag).map(|_| pushed_tag >> STATE_BITS)
-    }
-
     /// Takes the oldest message: only tag, `expired` and `too_far` of the claim are filled in.
     #[inline(always)]
     pub(crate) fn take_oldest(&self, now_ns: u64) -> Claim {

@@ -138,7 +138,7 @@ impl<W: Word> Lane<W> {
             return (state == LIVE && !may_be_response).then_some(0);
         }
         let turn = self.turn(REQUEST, position_of(request));
-        let habit = self.order[size_class(self.turn_size(turn.older))].habit();
+        let habit = self.habit(&self.order[size_class(self.turn_size(turn.older))]);
         let by_pool = requests.blur(u64::from(habit == Habit::Pool));
         let unwritten = requests.blur(u64::from(by_pool == 0 && self.is_unwritten(position_of(request))));
         let answered = position_of(request) < self.answered.load()

@@ -48,6 +48,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         openers: Openers::default(),
         flows: Default::default(),
         order: Default::default(),
+        habits: Habits::default(),
     })
 }
 
@@ -225,7 +226,7 @@ impl Model {
             let (request, usual) = self.requests[message.downstream];
             let id = message.downstream as u64 + 1;
             let claim = self.lane.claim_response(now_ns, random, id, request, usual, 0);
-            self.requests[message.downstream].1 = claim.upstream;
+            self.requests[message.downstream].1 = claim.usual;
             let thinks_ns = now_ns + 5000 + self.random.below(30) as u64 * 1000;
             let place = self.thinking.partition_point(|(at_ns, _)| *at_ns <= thinks_ns);
             self.thinking.insert(place, (thinks_ns, message.downstream));
@@ -328,6 +329,33 @@ fn a_message_that_arrived_after_the_first_read_is_of_a_later_turn() {
             (1..=3).map(|n| lane.claim_request(at(50), random(n), 0, 0).read_ns % 100).collect();
         assert_eq!(read[2], 30, "{read:?}");
     }
+}
+
+#[test]
+fn the_stack_is_believed_in_turns_of_any_size() {
+    let first_claimed = |by_pool: u64| {
+        let lane = lane();
+        let upstreams = [lane.connect(), lane.connect()];
+        let asked = upstreams.map(|_| lane.push_request(1, 1, 1, 0).unwrap());
+        for (upstream, request) in upstreams.into_iter().zip(asked) {
+            assert_eq!(lane.claim_request(2, 0, upstream, 0).tag, request);
+        }
+        for upstream in upstreams {
+            lane.push_response(3, 3, upstream, 0).unwrap();
+        }
+        for request in asked {
+            lane.claim_response(4, 0, 1, request, 0, 0);
+        }
+        lane.habits.returned.store(100, Relaxed);
+        lane.habits.by_pool.store(by_pool, Relaxed);
+        // The connection given back last is the first request's.
+        let first = lane.push_request(10, 10, 1, 0).unwrap();
+        let second = lane.push_request(10, 11, 2, 0).unwrap();
+        let claimed = lane.claim_request(20, 0, upstreams[0], 0).tag;
+        assert!(claimed == first || claimed == second);
+        claimed == first
+    };
+    assert!(first_claimed(0) && !first_claimed(100));
 }
 
 /// One that goes nowhere is not taken for the next, nor that for the one after it.

@@ -148,8 +148,15 @@ impl<W: Word> Pending<W> {
     pub fn was_record(&self, pushed_tag: u64, arrival_ns: u64) -> bool {
         let Some(entry) = self.remembered(pushed_tag) else { return false };
         let state = self.state_at(position_of(pushed_tag));
-        let long_ago = state == CLAIMED && self.has_rested(pushed_tag, arrival_ns);
+        let long_ago = self.was_written_long_ago(pushed_tag, arrival_ns);
         entry.may_be_record() && (state == DROPPED || long_ago)
+    }
+
+    /// Whether a write took what was read with this tag, as more of its connection arrives, so long ago that the rest of a
+    /// message would have come.
+    #[inline(always)]
+    pub fn was_written_long_ago(&self, pushed_tag: u64, arrival_ns: u64) -> bool {
+        self.state_at(position_of(pushed_tag)) == CLAIMED && self.has_rested(pushed_tag, arrival_ns)
     }
 
     /// Forgets the message at this position, if it was read together with others and nobody has claimed it. Whether it did.

@@ -198,3 +198,14 @@ fn a_control_record_of_a_connection_not_known_for_them_ends_when_the_loop_was_qu
     assert_eq!(written(5_000_000), (0, 3_000_000));
     assert!(!lane.pending[REQUEST].any_live());
 }
+
+#[test]
+fn what_was_written_on_long_before_more_came_was_no_part_of_a_message() {
+    let lane = lane();
+    let (upstream, set) = (lane.connect(), &lane.pending[REQUEST]);
+    let request = lane.push_request(1_000, 1_000, 1, 0).unwrap();
+    assert!(!set.was_written_long_ago(request, 2_000_000), "it waits");
+    lane.claim_request(1_010, 7, upstream, 0);
+    let long_ago = |arrival_ns| set.was_written_long_ago(request, arrival_ns);
+    assert_eq!((long_ago(401_000), long_ago(401_001)), (false, true));
+}

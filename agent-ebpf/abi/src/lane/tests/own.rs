@@ -69,3 +69,11 @@ fn a_tunnels_connection_is_opened_before_anything_is_asked() {
     assert!(!begin(&lane, [true; 100]).contains(&true));
     assert!(!begin(&lane, (0..100).map(|at| at % 4 == 0)).contains(&true), "nor where each fourth one is");
 }
+
+#[test]
+fn where_requests_share_segments_a_write_that_finds_none_waiting_is_no_health_check() {
+    let lane = lane();
+    begin(&lane, [false; 8]);
+    lane.latest[REQUEST].several.store(1, Relaxed);
+    assert_eq!(begin(&lane, [true]), [false]);
+}
