@@ -31,11 +31,12 @@ use table::Table;
 
 /// What CI measures: each of the three proxies that meshes run, and each way to carry messages that takes another
 /// path through the agent.
-const SHORT: [(ProxyKind, Protocol); 20] = [
+const SHORT: [(ProxyKind, Protocol); 22] = [
     (ProxyKind::Envoy, Protocol::H1),
     (ProxyKind::Envoy, Protocol::H1Close),
     (ProxyKind::Envoy, Protocol::H1Body(1 << 10)),
     (ProxyKind::Envoy, Protocol::H1Local),
+    (ProxyKind::Envoy, Protocol::H1Hosts),
     (ProxyKind::Envoy, Protocol::Tcp),
     (ProxyKind::Envoy, Protocol::H2(10)),
     (ProxyKind::Envoy, Protocol::MtlsH1),
@@ -52,6 +53,7 @@ const SHORT: [(ProxyKind, Protocol); 20] = [
     (ProxyKind::Haproxy, Protocol::Tcp),
     (ProxyKind::Go, Protocol::H1),
     (ProxyKind::Hyper, Protocol::H1),
+    (ProxyKind::IoUring, Protocol::TcpServerFirst),
 ];
 const SHORT_CONNECTIONS: u32 = 16;
 const SHORT_DURATION: Duration = Duration::from_secs(3);
