@@ -23,6 +23,8 @@ offsets! {
     SOCK_DPORT;
     /// `sock.__sk_common.skc_v6_daddr`: remote address, an IPv4 address mapped into IPv6, 16 bytes.
     SOCK_V6_DADDR;
+    /// `sock.__sk_common.skc_v6_rcv_saddr`: local address, in the same form.
+    SOCK_V6_RCV_SADDR;
     /// `sock.__sk_common.skc_net.net`: pointer to the network namespace.
     SOCK_NET;
     /// `sock.__sk_common.skc_state`: state of the connection, u8.

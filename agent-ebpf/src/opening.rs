@@ -8,9 +8,9 @@ use smp_agent_abi::layout::{
     TURN_NONE, TURN_READING, TURN_WRITING, series,
 };
 use smp_agent_abi::opening::{
-    Knowledge, OPENING_ANSWERED, OPENING_ASKED, OPENING_ASKED_AGAIN, OPENING_FIRST, OPENING_HELLO,
-    OPENING_NEW, OPENING_OVER, OPENING_READY, OPENING_SECURED, SHORTEST_ANSWER, Seen, Written, is_alert,
-    on_read, on_write,
+    CERTIFIED_BYTES, Knowledge, OPENING_ANSWERED, OPENING_ASKED, OPENING_ASKED_AGAIN, OPENING_FIRST,
+    OPENING_HELLO, OPENING_NEW, OPENING_OVER, OPENING_READY, OPENING_SECURED, SHORTEST_ANSWER, Seen, Written,
+    is_alert, leads_elsewhere, on_read, on_write,
 };
 use smp_agent_abi::upstreams::Held;
 use smp_agent_abi::word::Word as _;
@@ -18,7 +18,7 @@ use smp_agent_abi::word::Word as _;
 use crate::departure::{self, add_value};
 use crate::lane;
 use crate::maps::{Counters, HANDSHAKES, LESS_ONE, counter};
-use crate::offsets::{SOCK_DPORT, SOCK_V6_DADDR, TCP_COPIED_SEQ, TCP_WRITE_SEQ, field};
+use crate::offsets::{SOCK_DPORT, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, TCP_COPIED_SEQ, TCP_WRITE_SEQ, field};
 use crate::socket::{Used, tcp};
 
 const REQUEST: usize = Direction::Request as usize;
@@ -28,12 +28,13 @@ const RESPONSE: usize = Direction::Response as usize;
 #[inline(always)]
 pub fn begin(sk: *const c_void, socket: &mut Socket) {
     // SAFETY: `sk` is a program argument; offsets of these very fields.
-    let (address, port) = unsafe { (field(sk, &SOCK_V6_DADDR), field::<u16>(sk, &SOCK_DPORT)) };
+    let (address, from, port) =
+        unsafe { (field(sk, &SOCK_V6_DADDR), field(sk, &SOCK_V6_RCV_SADDR), field::<u16>(sk, &SOCK_DPORT)) };
+    socket.elsewhere = u32::from(leads_elsewhere(from, address));
     socket.destination = Destination { address, port: u32::from(port), proxy_slot: socket.proxy_slot };
     // SAFETY: no precondition.
     socket.connecting_ns = unsafe { bpf_ktime_get_ns() };
-    let handshake = known(socket) == Knowledge::Handshake as u32;
-    socket.opening = if handshake { OPENING_HELLO } else { OPENING_NEW };
+    socket.opening = if Knowledge::is_handshake(known(socket)) { OPENING_HELLO } else { OPENING_NEW };
 }
 
 /// What is known of where a connection leads, 0 if nothing.
@@ -48,9 +49,24 @@ fn known(socket: &Socket) -> u32 {
 #[inline(always)]
 fn learn(socket: &Socket, knowledge: Knowledge) {
     if known(socket) != knowledge as u32 {
+        // A copy, as above.
+        let destination = socket.destination;
         // Without memory for it the next connection shows it again.
-        let _inserted = HANDSHAKES.insert(&socket.destination, &(knowledge as u32), 0);
+        let _inserted = HANDSHAKES.insert(&destination, &(knowledge as u32), 0);
     }
+}
+
+/// The proxy has ended the handshake of a connection that it opened with so many bytes. A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_handshake(socket: *mut Socket, bytes: u32) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_mut() }) else { return 0 };
+    let before = known(socket) == Knowledge::MutualHandshake as u32;
+    socket.certified = u32::from(before || bytes >= CERTIFIED_BYTES);
+    let now = if socket.certified != 0 { Knowledge::MutualHandshake } else { Knowledge::Handshake };
+    learn(socket, now);
+    0
 }
 
 /// Whether a read of a connection may begin or continue a message.
@@ -154,7 +170,12 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option
     match written {
         Written::Handshake => {
             socket.first_departure_ns = 0;
-            socket.turn = if opening == OPENING_READY { TURN_NONE } else { TURN_WRITING };
+            if opening == OPENING_READY {
+                end_handshake(socket, size as u32);
+                socket.turn = TURN_NONE;
+            } else {
+                socket.turn = TURN_WRITING;
+            }
             return Some(false);
         }
         Written::Message => {}
@@ -167,7 +188,7 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option
             release_answered(socket.lane, socket.upstream, socket.proxy_slot);
         }
         Written::Learned => {
-            learn(socket, Knowledge::Handshake);
+            end_handshake(socket, write_seq.wrapping_sub(second));
             let tag = socket.pending_tag;
             socket.pending_tag = 0;
             if lane::at(socket.pending_lane)?.pending[RESPONSE].end(tag) {
@@ -276,12 +297,27 @@ pub fn carries(socket: &mut Socket, arrival_ns: u64, now_ns: u64) {
     }
 }
 
-/// Records how long it took to open a connection that has carried a message, once.
+/// Records how long it took to open a connection that has carried a message, and how it began, once.
 #[inline(always)]
 pub fn end(socket: &mut Socket) {
     let (connecting_ns, connected_ns) = (socket.connecting_ns, socket.connected_ns);
     if connecting_ns != 0 && connected_ns != 0 {
         socket.connecting_ns = 0;
+        if socket.elsewhere != 0
+            && let Some(counters) = Counters::of(socket.proxy_slot)
+        {
+            // One that opened before its destination was known may not have shown its handshake.
+            let known = known(socket);
+            let secured = matches!(socket.opening, OPENING_FIRST | OPENING_SECURED);
+            // Not one call with one of three counters: programs call no pointers.
+            if socket.certified != 0 || known == Knowledge::MutualHandshake as u32 {
+                counters.add(counter!(opened_mutual_tls), 1);
+            } else if secured || known == Knowledge::Handshake as u32 {
+                counters.add(counter!(opened_tls), 1);
+            } else {
+                counters.add(counter!(opened_plain), 1);
+            }
+        }
         let series = series(socket.proxy_slot, Direction::Request, Segment::Connect);
         add_value(series, connected_ns.saturating_sub(connecting_ns));
     }

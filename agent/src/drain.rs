@@ -16,7 +16,9 @@ use crate::histogram::{Exact, Histogram};
 use crate::memory::Memory;
 use crate::probe::{ProbeError, Probes};
 use crate::usage::Usage;
-use crate::window::{Bytes, Matching, Proxy, ProxyCost, ProxyWindow, SelfUse, Snapshot, UnixConnections};
+use crate::window::{
+    Bytes, Matching, Opened, Proxy, ProxyCost, ProxyWindow, SelfUse, Snapshot, UnixConnections,
+};
 
 /// What is seen of a proxy beside the kernel half's counters.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +49,7 @@ pub fn snapshot(
             looked.get(proxy.slot as usize).copied().unwrap_or_default();
         let run_queue_wait = histogram(probes, wait_series(proxy.slot))?;
         let cpu = CpuCost { counted, run_queue_wait };
-        let cost = ProxyCost { cpu, bytes: bytes(&tally), memory, throttling };
+        let cost = ProxyCost { cpu, bytes: bytes(&tally), opened: opened(&tally), memory, throttling };
         Ok(ProxyWindow { proxy: proxy.clone(), hops, matching: matching(&tally), unix, cost })
     };
     let proxies = proxies.iter().zip(costs).map(read).collect::<Result<_, ProbeError>>()?;
@@ -110,6 +112,10 @@ fn bytes(tally: &Tally) -> Bytes {
     }
 }
 
+const fn opened(tally: &Tally) -> Opened {
+    Opened { plain: tally.opened_plain, tls: tally.opened_tls, mutual_tls: tally.opened_mutual_tls }
+}
+
 /// Adds up the CPUs' counters.
 fn sum<'a>(per_cpu: impl Iterator<Item = &'a Tally>) -> Tally {
     let mut total = Tally::default();
@@ -124,6 +130,9 @@ fn sum<'a>(per_cpu: impl Iterator<Item = &'a Tally>) -> Tally {
         total.lost.iter_mut().zip(tally.lost).for_each(|(total, lost)| *total += lost);
         total.read_bytes.iter_mut().zip(tally.read_bytes).for_each(|(total, bytes)| *total += bytes);
         total.written_bytes.iter_mut().zip(tally.written_bytes).for_each(|(total, bytes)| *total += bytes);
+        total.opened_plain += tally.opened_plain;
+        total.opened_tls += tally.opened_tls;
+        total.opened_mutual_tls += tally.opened_mutual_tls;
     }
     total
 }

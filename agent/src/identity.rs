@@ -1,7 +1,10 @@
 //! What a proxy is: its kind, the mesh it serves, and its part in it. By what shows of a process, without asking it anything.
 
-use std::fs;
+use std::fmt::Write as _;
+use std::fs::{self, File};
 
+use object::read::ReadCache;
+use object::{Object as _, read};
 use procfs::process::Process;
 use serde::Serialize;
 
@@ -20,6 +23,9 @@ pub struct Identity {
     /// Threads or processes that carry messages, as they run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<u32>,
+    /// What its linker has named this build (`.note.gnu.build-id`), in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
 }
 
 /// A proxy's program.
@@ -91,6 +97,8 @@ pub struct Facts {
     pub threads: Vec<String>,
     /// Its other processes.
     pub other_processes: u32,
+    /// Build id of its executable.
+    pub build_id: Option<String>,
 }
 
 /// How many processes up an ancestor is looked for: a shell and a supervisor may stand between.
@@ -124,6 +132,7 @@ impl Facts {
                 .unwrap_or_default(),
             threads: threads.collect(),
             other_processes: processes.saturating_sub(1),
+            build_id: build_id(pid),
         }
     }
 
@@ -172,7 +181,7 @@ impl Identity {
             _ => None,
         };
         let (mesh, role) = mesh(facts, kind);
-        Self { kind, mesh, role, workers: workers(facts, kind) }
+        Self { kind, mesh, role, workers: workers(facts, kind), build_id: facts.build_id.clone() }
     }
 }
 
@@ -215,12 +224,26 @@ fn workers(facts: &Facts, kind: Option<Kind>) -> Option<u32> {
     }
 }
 
+/// Of the executable of a process, wherever that is by now. Reads no more of it than its headers and notes.
+fn build_id(pid: u32) -> Option<String> {
+    let file = ReadCache::new(File::open(format!("/proc/{pid}/exe")).ok()?);
+    let object = read::File::parse(&file).ok()?;
+    let id = object.build_id().ok()??;
+    Some(id.iter().fold(String::new(), |mut text, byte| {
+        // A string takes all that is written to it.
+        let _written = write!(text, "{byte:02x}");
+        text
+    }))
+}
+
 fn process(pid: u32) -> Option<Process> {
     Process::new(i32::try_from(pid).ok()?).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn facts(name: &str) -> Facts {
@@ -293,5 +316,18 @@ mod tests {
             !facts.arguments.is_empty() && !facts.threads.is_empty() && !facts.ancestors.is_empty(),
             "{facts:?}"
         );
+    }
+
+    #[test]
+    fn the_build_id_is_the_one_that_binutils_read() {
+        let mut sleep = Command::new("sleep").arg("60").spawn().unwrap();
+        let exe = format!("/proc/{}/exe", sleep.id());
+        let notes = Command::new("readelf").args(["--notes", &exe]).output().unwrap();
+        let found = build_id(sleep.id());
+        sleep.kill().unwrap();
+        sleep.wait().unwrap();
+        let notes = String::from_utf8(notes.stdout).unwrap();
+        let (_, id) = notes.split_once("Build ID: ").unwrap();
+        assert_eq!(found.as_deref(), id.lines().next());
     }
 }

@@ -81,6 +81,18 @@ pub struct Bytes {
     pub upstream_out: u64,
 }
 
+/// Connections that a proxy has opened to other hosts and that have carried a request, by how they began. Counters; what was
+/// there before the agent is not in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Opened {
+    /// Without a handshake of TLS.
+    pub plain: u64,
+    /// With one in which the proxy has shown no certificate, and none before to that server.
+    pub tls: u64,
+    /// With one in which it has, or that goes on with a session in which it did.
+    pub mutual_tls: u64,
+}
+
 /// What a proxy cost.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyCost {
@@ -88,6 +100,8 @@ pub struct ProxyCost {
     pub cpu: CpuCost,
     /// What went through it.
     pub bytes: Bytes,
+    /// Which connections it has opened.
+    pub opened: Opened,
     /// Memory: no counter, in a window as at its end.
     pub memory: Memory,
     /// What its control group's limit cost; absent without a limit.
@@ -256,11 +270,29 @@ impl Bytes {
     }
 }
 
+impl Opened {
+    const fn since(self, earlier: Self) -> Self {
+        Self {
+            plain: self.plain.saturating_sub(earlier.plain),
+            tls: self.tls.saturating_sub(earlier.tls),
+            mutual_tls: self.mutual_tls.saturating_sub(earlier.mutual_tls),
+        }
+    }
+
+    /// Adds those of another proxy.
+    pub(crate) const fn add(&mut self, other: Self) {
+        self.plain += other.plain;
+        self.tls += other.tls;
+        self.mutual_tls += other.mutual_tls;
+    }
+}
+
 impl ProxyCost {
     fn since(&self, earlier: &Self) -> Self {
         Self {
             cpu: self.cpu.since(&earlier.cpu),
             bytes: self.bytes.since(earlier.bytes),
+            opened: self.opened.since(earlier.opened),
             memory: self.memory,
             throttling: self.throttling.map(|now| now.since(earlier.throttling.unwrap_or_default())),
         }

@@ -116,6 +116,12 @@ pub struct Tally {
     pub read_bytes: [u64; 2],
     /// Bytes written to opened connections and to accepted ones: the index is the [`Direction`] of what is written.
     pub written_bytes: [u64; 2],
+    /// Connections that the proxy has opened to other hosts and that have carried a request, without a handshake of TLS.
+    pub opened_plain: u64,
+    /// ... with one.
+    pub opened_tls: u64,
+    /// ... with one in which the proxy has shown a certificate, or that goes on with a session in which it did.
+    pub opened_mutual_tls: u64,
 }
 
 /// What one proxy, or all other processes, cost on one CPU. All only grow.
@@ -369,6 +375,10 @@ pub struct Socket {
     pub opening: u32,
     /// While the opening is being learned: sequence numbers of the first and the second write, and of the first byte read.
     pub opening_seq: [u32; 3],
+    /// 1 if it was opened to another host.
+    pub elsewhere: u32,
+    /// 1 if the proxy has shown a certificate in its handshake, or in an earlier one that this goes on with.
+    pub certified: u32,
     /// Slot of the proxy, or [`NO_PROXY`].
     pub proxy_slot: u32,
     /// Process that last used the socket; 0 before the first use.
@@ -441,7 +451,7 @@ const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Series>() == 32 + 8 * BUCKETS);
     assert!(offset_of!(Series, counts) == 32);
-    assert!(size_of::<Tally>() == 64 + 8 * (LOSSES + 4));
+    assert!(size_of::<Tally>() == 64 + 8 * (LOSSES + 7));
     assert!(size_of::<Cost>() == 56);
     assert!(size_of::<TaskTimes>() == 32);
     assert!(size_of::<Running>() == 80);
@@ -452,7 +462,7 @@ const _: () = {
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
     assert!(size_of::<Destination>() == 24);
-    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (26 + NOTED) * 4);
+    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (28 + NOTED) * 4);
     assert!(offset_of!(Socket, pending_lane) == (18 + NOTED) * 8);
 };
 

@@ -21,6 +21,13 @@
 /// acknowledgement (9) and a window update (13).
 pub const SHORTEST_ANSWER: u32 = 100;
 
+/// From so many bytes on, what a client ends its handshake with shows a certificate. Without one that is, in TLS 1.3, 64 bytes or
+/// 80 (record 5, type and tag 17, `Finished` 36 or 52, a change of cipher 6: RFC 8446, 4.4 and 5), 30 more where the server asked
+/// for a certificate and there is none; in TLS 1.2 93 to 126, with a key of RSA exchanged (2,048 bits) 318. With one there are the
+/// certificate, of 300 bytes at least and seldom below 500, and a signature over 64 or more. (RSA keys of 4,096 bits exchanged,
+/// as TLS 1.2 may, are taken for one.)
+pub const CERTIFIED_BYTES: u32 = 400;
+
 /// It is past its first messages, or was accepted, or was there before the agent.
 pub const OPENING_OVER: u32 = 0;
 /// Nothing was written yet, and no handshake is known of. Of accepted connections there are this, the next, and those
@@ -55,6 +62,22 @@ pub const fn is_alert(bytes: u64) -> bool {
     matches!(bytes, 24 | 23 | 31)
 }
 
+/// Whether a connection from one address to another leads to another host: IPv6 in network order, or IPv4 mapped into it, as two
+/// words of memory.
+#[inline(always)]
+pub const fn leads_elsewhere(from: [u64; 2], to: [u64; 2]) -> bool {
+    let same = from[0] == to[0] && from[1] == to[1];
+    !same && !is_loopback(from) && !is_loopback(to)
+}
+
+/// `::1`, or one of 127.0.0.0/8.
+#[inline(always)]
+const fn is_loopback([high, low]: [u64; 2]) -> bool {
+    let [.., first, _, _, last] = low.to_le_bytes();
+    let mapped = low as u32 == 0xffff_0000;
+    high == 0 && (mapped && first == 127 || low << 8 == 0 && last == 1)
+}
+
 /// What is known of how connections to a destination begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -63,6 +86,17 @@ pub enum Knowledge {
     Handshake = 1,
     /// With a message.
     Message = 2,
+    /// With a handshake in which the proxy shows a certificate. One in which it does not is taken for one that goes on with an
+    /// earlier session, in which it did.
+    MutualHandshake = 3,
+}
+
+impl Knowledge {
+    /// Whether this, as it is kept, 0 where nothing is known, is a handshake of either kind.
+    #[inline(always)]
+    pub const fn is_handshake(known: u32) -> bool {
+        known == Self::Handshake as u32 || known == Self::MutualHandshake as u32
+    }
 }
 
 /// What a write to an opened connection is.

@@ -7,7 +7,7 @@ use crate::cgroup::Throttling;
 use crate::histogram::Histogram;
 use crate::hop::{Direction, Segment, series_index};
 use crate::usage::Usage;
-use crate::window::{Bytes, ProxyWindow, Window};
+use crate::window::{Bytes, Opened, ProxyWindow, Window};
 
 /// CPU time of one proxy in the window.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -75,6 +75,8 @@ pub struct Requests {
     pub requests_per_second: f64,
     /// Bytes of its connections, whatever they carry.
     pub bytes: Bytes,
+    /// Connections it has opened to other hosts, by how they began.
+    pub opened_connections: Opened,
     /// CPU time for each request, us; absent without requests, or where CPU time is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_us_per_request: Option<PerRequest>,
@@ -188,6 +190,7 @@ impl Requests {
             responses: count(Direction::Response),
             requests_per_second: if seconds > 0.0 { requests as f64 / seconds } else { 0.0 },
             bytes: proxy.cost.bytes,
+            opened_connections: proxy.cost.opened,
             cpu_us_per_request: cpu.filter(|_| requests > 0).map(|cpu| PerRequest {
                 total: each_us(cpu.total_ns),
                 user: cpu.user_ns.map(each_us),

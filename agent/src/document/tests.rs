@@ -11,7 +11,7 @@ use crate::hop::series_index;
 use crate::identity::Identity;
 use crate::memory::Memory;
 use crate::usage::Usage;
-use crate::window::{Bytes, ProxyCost};
+use crate::window::{Bytes, Opened, ProxyCost};
 
 /// 200 ms of CPU time, three quarters of it in user mode, and 50 ms of softirqs for it.
 fn cost() -> ProxyCost {
@@ -36,6 +36,7 @@ fn cost() -> ProxyCost {
             upstream_in: 131_000,
             upstream_out: 98_000,
         },
+        opened: Opened::default(),
         memory: Memory { rss_bytes: 40 << 20, rss_peak_bytes: 44 << 20, ..Memory::default() },
         throttling: None,
     }

@@ -26,6 +26,7 @@ fields! {
     SOCK_NUM = "sock"."__sk_common"."skc_num";
     SOCK_DPORT = "sock"."__sk_common"."skc_dport";
     SOCK_V6_DADDR = "sock"."__sk_common"."skc_v6_daddr";
+    SOCK_V6_RCV_SADDR = "sock"."__sk_common"."skc_v6_rcv_saddr";
     SOCK_NET = "sock"."__sk_common"."skc_net"."net";
     SOCK_STATE = "sock"."__sk_common"."skc_state";
     SOCK_OWNED = "sock"."sk_lock"."owned";

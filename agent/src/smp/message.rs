@@ -88,9 +88,15 @@ pub struct ServiceMeshConfig {
     pub id: String,
     /// The node and its proxies.
     pub labels: BTreeMap<String, String>,
+    /// Whether both ends of connections between proxies show certificates; absent where only some do, or it was not seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtls_enabled: Option<bool>,
     /// Workers of each proxy; absent where they differ or do not show.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_concurrency: Option<i32>,
+    /// Build id of the proxies' program, if all have the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_build: Option<String>,
     /// The mesh, if all proxies that show one show the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mesh_type: Option<MeshType>,

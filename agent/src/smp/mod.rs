@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::document::{Document, ProxyMatching};
 use crate::hop::{Direction, Segment};
-use crate::window::Bytes;
+use crate::window::{Bytes, Opened};
 use message::{
     Client, EnvironmentConfig, EnvironmentNode, Latency, MeshType, PerformanceTestConfig,
     PerformanceTestResult, ServiceMeshConfig, Sidecars,
@@ -141,16 +141,45 @@ fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
             "total of this node's proxies; bps is bytes per second, mem is resident".to_owned(),
         ));
     }
+    let opened = opened(document);
+    let all = opened.plain + opened.tls + opened.mutual_tls;
+    if all > 0 {
+        labels.push(("opened-connections", all.to_string()));
+        labels.push(("opened-connections-tls", (opened.tls + opened.mutual_tls).to_string()));
+        labels.push(("opened-connections-mutual-tls", opened.mutual_tls.to_string()));
+    }
     ServiceMeshConfig {
         smp_version: SMP_VERSION,
         id: ids.of("mesh"),
         labels: prefixed(labels),
+        mtls_enabled: mtls_enabled(opened),
         proxy_concurrency: all_alike(document.proxies.iter().map(|proxy| proxy.identity.workers))
             .and_then(|workers| i32::try_from(workers).ok()),
+        proxy_build: all_alike(document.proxies.iter().map(|proxy| proxy.identity.build_id.as_deref()))
+            .map(str::to_owned),
         mesh_type: all_alike(document.proxies.iter().filter_map(|proxy| proxy.identity.mesh).map(Some))
             .map(|name| MeshType { name }),
         sidecar,
         exp_uuid: document.run_id.clone(),
+    }
+}
+
+/// What the proxies have opened to other hosts in the window.
+fn opened(document: &Document) -> Opened {
+    document.proxies.iter().fold(Opened::default(), |mut sum, proxy| {
+        sum.add(proxy.requests.opened_connections);
+        sum
+    })
+}
+
+/// Whether both ends of the mesh's connections show certificates: of those that proxies have opened to other hosts all do, or some
+/// are in plain and none does. `None` where it differs, where none was seen to open, and where only servers did: a proxy that goes
+/// on with a session from before the agent shows none.
+const fn mtls_enabled(opened: Opened) -> Option<bool> {
+    match opened {
+        Opened { plain: 0, tls: 0, mutual_tls: 1.. } => Some(true),
+        Opened { plain: 1.., mutual_tls: 0, .. } => Some(false),
+        Opened { .. } => None,
     }
 }
 

@@ -94,3 +94,31 @@ fn warnings_are_on_the_envelope_and_on_every_result() {
     assert_eq!(result.warnings.len(), 1);
     assert!(result.results.iter().all(|r| r.labels["io.smp-agent/warnings"] == result.warnings[0]));
 }
+
+#[test]
+fn mutual_tls_is_enabled_where_every_connection_to_another_host_has_it() {
+    let mesh = |[plain, tls, mutual_tls]: [u64; 3]| {
+        let mut window = window();
+        window.proxies[0].cost.opened = Opened { plain, mutual_tls, ..Opened::default() };
+        window.proxies[1].cost.opened = Opened { tls, ..Opened::default() };
+        SmpResult::new(&document(&window), &Test::default()).mesh
+    };
+    let enabled = |opened| mesh(opened).mtls_enabled;
+    assert_eq!([[0, 0, 0], [1, 0, 9], [0, 1, 9], [0, 1, 0]].map(enabled), [None; 4]);
+    assert_eq!([[0, 0, 9], [1, 0, 0], [1, 1, 0]].map(enabled), [Some(true), Some(false), Some(false)]);
+    let labels = mesh([1, 2, 4]).labels;
+    let label = |name: &str| labels[&format!("{LABEL_PREFIX}opened-connections{name}")].clone();
+    assert_eq!(["", "-tls", "-mutual-tls"].map(label), ["7", "6", "4"]);
+}
+
+#[test]
+fn a_build_is_named_where_all_proxies_are_of_it() {
+    let build = |ids: [&str; 2]| {
+        let mut window = window();
+        for (proxy, id) in window.proxies.iter_mut().zip(ids) {
+            proxy.proxy.identity.build_id = Some(id.into());
+        }
+        SmpResult::new(&document(&window), &Test::default()).mesh.proxy_build
+    };
+    assert_eq!([build(["a", "a"]), build(["a", "b"])], [Some("a".into()), None]);
+}

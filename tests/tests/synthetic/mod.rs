@@ -13,7 +13,7 @@ use smp_agent::probe::Verdict;
 use smp_agent::probe::programs::Hook;
 use smp_agent::usage::Usage;
 use smp_agent::window::{
-    Bytes, Matching, ProgramRun, Proxy, ProxyCost, ProxyWindow, SelfUse, Snapshot, UnixConnections,
+    Bytes, Matching, Opened, ProgramRun, Proxy, ProxyCost, ProxyWindow, SelfUse, Snapshot, UnixConnections,
 };
 use smp_agent_abi::layout::Cost;
 
@@ -102,7 +102,8 @@ fn cost(steps: u64) -> ProxyCost {
         upstream_out: 98 * steps,
     };
     let memory = Memory { rss_bytes: 40 << 20, rss_peak_bytes: 41 << 20, ..Memory::default() };
-    ProxyCost { cpu: CpuCost { counted, run_queue_wait }, bytes, memory, throttling: None }
+    let opened = Opened { plain: steps, tls: 2 * steps, mutual_tls: 3 * steps };
+    ProxyCost { cpu: CpuCost { counted, run_queue_wait }, bytes, opened, memory, throttling: None }
 }
 
 /// From 1 ns to 0.5 s, evenly on a logarithmic scale; the next of a fixed sequence.

@@ -87,3 +87,34 @@ fn only_an_alert_has_the_length_of_one() {
     let alerts: Vec<_> = (0..64).filter(|&bytes| is_alert(bytes)).collect();
     assert_eq!(alerts, [23, 24, 31]);
 }
+
+#[test]
+fn another_host_is_neither_this_one_nor_the_loopback() {
+    let words = |address: core::net::IpAddr| {
+        let octets = match address {
+            core::net::IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            core::net::IpAddr::V6(address) => address.octets(),
+        };
+        let word = |half: usize| u64::from_ne_bytes(core::array::from_fn(|at| octets[half * 8 + at]));
+        [word(0), word(1)]
+    };
+    let elsewhere = |from: &str, to: &str| {
+        let [from, to] = [from, to].map(|address| words(address.parse().unwrap()));
+        leads_elsewhere(from, to)
+    };
+    for (from, to) in
+        [("10.0.0.1", "10.0.0.2"), ("10.0.0.1", "128.0.0.1"), ("fd00::1", "fd00::2"), ("fd00::2", "::2")]
+    {
+        assert!(elsewhere(from, to), "{from} to {to}");
+    }
+    for (from, to) in [
+        ("10.0.0.1", "10.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("10.0.0.1", "127.3.2.1"),
+        ("127.0.0.6", "10.0.0.1"),
+        ("::1", "::1"),
+        ("fd00::1", "fd00::1"),
+    ] {
+        assert!(!elsewhere(from, to), "{from} to {to}");
+    }
+}
