@@ -50,6 +50,7 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
         }
         if socket.lane != place {
             opening::release_answered(socket.lane, socket.upstream, socket.proxy_slot);
+            note_waiting(socket, false);
             socket.lane = place;
             // Names of upstream connections are the lane's own.
             socket.upstream = 0;
@@ -134,16 +135,27 @@ fn place_of(owner: u32) -> Option<u32> {
     Some(place)
 }
 
-/// Counts a socket as waiting for its response, or no longer, in a lane that threads share.
+/// Counts a socket as waiting for its response, or no longer, in its lane.
 #[inline(always)]
 pub fn note_waiting(socket: &mut Socket, waits: bool) {
-    if socket.owner & SHARED == 0 || (socket.waits != 0) == waits {
-        return;
+    count_waiting(socket, u32::from(waits));
+}
+
+/// A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_waiting(socket: *mut Socket, waits: u32) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_mut() }) else { return 0 };
+    let waits = waits != 0;
+    if (socket.waits != 0) == waits {
+        return 0;
     }
     if let Some(lane) = at(socket.lane) {
         lane.count_waiting(socket.role == ROLE_OPENED, waits);
         socket.waits = u32::from(waits);
     }
+    0
 }
 
 /// The lane at `place`.

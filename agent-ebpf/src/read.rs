@@ -380,9 +380,14 @@ fn end_superseded(used: &Used<'_>) {
     }
     let Some(lane) = lane::at(used.socket.pending_lane) else { return };
     let set = &lane.pending[used.inbound() as usize];
-    if used.socket.owner & SHARED != 0 && !lane.has_surplus() {
+    let opened = used.socket.role != ROLE_ACCEPTED;
+    if used.socket.owner & SHARED != 0 {
         // Another message was taken in its place, whose own write is still to come.
-        set.orphan(used.socket.pending_tag);
+        if !lane.has_surplus() {
+            set.orphan(used.socket.pending_tag);
+            return;
+        }
+    } else if opened && lane.is_still_to_come() {
         return;
     }
     if set.end(used.socket.pending_tag) {

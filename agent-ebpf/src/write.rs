@@ -168,7 +168,7 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
         }
     }
     if claim.is_nothing() {
-        if goes_on(&used, size, answered) {
+        if goes_on(&used, size, answered, u32::from(follows != 0), now_ns) {
             return None;
         }
         if follows != 0 && used.socket.role != ROLE_ACCEPTED {
@@ -372,7 +372,9 @@ extern "C" fn from_latest(socket: *mut Socket, claim: *mut Claim, turn: u32, lon
     let latest = &lane.latest[outbound as usize];
     // It is owed an answer, or may be a request.
     let expected = if accepted { turn == TURN_READING } else { long != 0 };
-    latest.starved.add(u64::from(expected));
+    // A response that waits may have gone into a second request: no proof that one read has brought several.
+    let proves = expected && (accepted || !lane.pending[Direction::Response as usize].any_live());
+    latest.starved.add(u64::from(proves));
     if latest.arrival_ns.load() != 0 && expected {
         (claim.arrival_ns, claim.read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         claim.batch = true;
@@ -421,21 +423,29 @@ fn note_continued(sk: *const c_void, socket: &mut Socket, size: usize) -> Option
     Some(())
 }
 
-/// Ends the response that a write to the connection `upstream` comes from: see `Lane::go_on`. 1 if it did.
+/// Ends the response that a write to an opened connection comes from: see `Lane::go_on`. 1 if it did. The thread may also have been
+/// handed a request that another has read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn go_on(place: u32, upstream: u64, at_once: u64) -> u32 {
-    u32::from(lane::at(place).is_some_and(|lane| lane.go_on(upstream, at_once != 0)))
+extern "C" fn go_on(socket: *const Socket, at_once: u64, before: u32, now_ns: u64) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(socket) = (unsafe { socket.as_ref() }) else { return 0 };
+    let Some(lane) = lane::at(socket.lane) else { return 0 };
+    if !lane.go_on(socket.upstream, at_once != 0, before != 0) {
+        return 0;
+    }
+    lane::note_unread(socket, now_ns);
+    1
 }
 
 /// True if a write that found no request is the second one for a request whose answer was just read, of whoever was
 /// asked first.
 #[inline(always)]
-fn goes_on(used: &Used<'_>, size: usize, at_once: u64) -> bool {
+fn goes_on(used: &Used<'_>, size: usize, at_once: u64, before: u32, now_ns: u64) -> bool {
     let socket = &used.socket;
     // What is written within a handshake has no request either.
     let may = socket.role != ROLE_ACCEPTED && size > RECORD_BYTES && socket.opening != OPENING_ASKED_AGAIN;
-    if !may || go_on(socket.lane, socket.upstream, at_once) == 0 {
+    if !may || go_on(*socket, at_once, before, now_ns) == 0 {
         return false;
     }
     used.counters.add(counter!(pending), LESS_ONE);

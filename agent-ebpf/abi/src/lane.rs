@@ -33,6 +33,7 @@ use crate::pending::{BATCH, Claim, ENTRIES, Pending, RECORD, position_of, tag_at
 use crate::upstreams::Upstreams;
 use crate::word::Word;
 use bytes::Flow;
+use detour::Detours;
 use openers::Openers;
 pub use own::Move;
 use prompt::Prompt;
@@ -83,7 +84,7 @@ pub struct Lane<W> {
     /// 1 where the threads of a process share it.
     shared: W,
     /// Accepted connections whose request was read and whose response was not written yet, and opened ones whose
-    /// request was written and whose response was not read yet; where threads share the lane.
+    /// request was written and whose response was not read yet; of those with one message at a time.
     waiting_on: [W; 2],
     /// The position behind the newest request that any response read so far may answer.
     answered: W,
@@ -100,6 +101,7 @@ pub struct Lane<W> {
     pub latest: [Latest<W>; 2],
     prompt: Prompt<W>,
     openers: Openers<W>,
+    detours: Detours<W>,
     /// What multiplexed connections have brought and carried on, by direction.
     flows: [Flow<W>; 2],
     /// How far the order of the reads holds, by the power of two of the turn's messages.
@@ -308,6 +310,7 @@ impl<W: Word> Lane<W> {
         self.pending[REQUEST].of(request).upstream.store(upstream);
         if let Some(place) = self.upstreams.get(upstream) {
             place.carries.store(request);
+            place.again.store(0);
             place.asked.store(turn_end.max(position_of(request) + 1));
         }
     }
@@ -333,7 +336,9 @@ impl<W: Word> Lane<W> {
         let asked = &self.asked(request, turn);
         self.note_way_back(asked, order, next_downstream == downstream, usual);
         let habit = set.blur(self.habit(order) as u64);
-        let by_chance = set.blur(u64::from(self.by_chance(habit, order, random)));
+        // One from before both turns was left by another that was taken in its place.
+        let by_chance = turn.oldest >= turn.start && self.by_chance(habit, order, random);
+        let by_chance = set.blur(u64::from(by_chance));
         let sure = set.blur(u64::from(self.habits.is_sure(habit))) != 0;
         let upstream = asked.upstream;
         let answer = if sure { self.answer(upstream, asked) } else { self.answer_in_turn(upstream, asked) };
@@ -341,7 +346,7 @@ impl<W: Word> Lane<W> {
         if foreseen == 0 {
             foreseen = self.past_left_over(turn, upstream, asked.read_ns);
         }
-        let ended = self.end_left_over(turn);
+        let ended = if self.is_still_to_come() { 0 } else { self.end_left_over(turn) };
         self.note_served(request, upstream);
         if self.is_prompt() {
             let linked = self.upstreams.get(upstream).map_or(0, |upstream| upstream.response.load());
@@ -535,6 +540,7 @@ impl<W: Word> Lane<W> {
         self.latest.iter().for_each(Latest::forget);
         self.prompt.forget();
         self.openers.forget();
+        self.detours.forget();
         self.flows.iter().for_each(Flow::forget);
         self.shared.store(0);
         self.gone.store(0);

@@ -105,6 +105,13 @@ impl<W: Word> Habits<W> {
         }
     }
 
+    /// Whether none leads back often enough, the order of the reads neither: messages are paired by chance.
+    #[inline(always)]
+    pub(crate) fn fail(&self) -> bool {
+        let (in_order, returned) = (self.in_order.load() + ORDER_PRIOR, self.returned.load() + ORDER_PRIOR);
+        self.strongest().is_none() && !is_share(in_order, returned, KEEPS_ORDER)
+    }
+
     /// Whether this habit leads back so often that what it foresees is taken from any turn.
     #[inline(always)]
     pub(crate) fn is_sure(&self, habit: u64) -> bool {

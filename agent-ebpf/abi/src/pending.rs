@@ -31,7 +31,7 @@ const PUSH_STEPS: usize = 2;
 /// and only then flush the response downstream (nginx does: `ngx_http_upstream_finalize_request`).
 pub const ORPHAN_GRACE_NS: u64 = 50_000_000;
 
-const STATE_BITS: u32 = 2;
+pub(crate) const STATE_BITS: u32 = 2;
 /// It can be claimed.
 pub(crate) const LIVE: u64 = 1;
 /// It can be, for a while.

@@ -44,6 +44,8 @@ pub struct Upstream<W> {
     pub(crate) response: W,
     /// Tag of the request that was written to it last.
     pub(crate) carries: W,
+    /// 1 if that was not the first message of its request to a server.
+    pub(crate) again: W,
     /// Tag of the latest request written to it where that came from has been written to since.
     pub(crate) served: W,
     /// While that waits for its response: the position behind the turn it is from, as another one of that turn may
@@ -102,6 +104,7 @@ impl<W: Word> Upstreams<W> {
             &place.usual,
             &place.response,
             &place.carries,
+            &place.again,
             &place.served,
             &place.asked,
             &place.held[4],

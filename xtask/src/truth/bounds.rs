@@ -51,6 +51,9 @@ impl Bounds {
     /// Where threads hand work over, so that what runs next shows only in part: agent/DECISIONS.md, 17.
     const HANDED_OVER: Self =
         Self { stats: [0.01, 0.02, 0.02, 0.03, 0.11], count: 0.002, unmatched: 0.002, ..Self::BUDGET };
+    /// Where a proxy's pool has a stack of free connections for each of several servers, so that none of a turn's messages is foreseen
+    /// and they are paired by chance: the mean is exact, the tails are wider. agent/DECISIONS.md, 36.
+    const BY_CHANCE: Self = Self { stats: [0.01, 0.02, 0.03, 0.10, 0.35], ..Self::BUDGET };
     /// Where a worker has so many connections that each round of its loop takes a hundred messages: which of them went
     /// first shows only in part. agent/DECISIONS.md, 29.
     const CROWDED: Self =
@@ -103,6 +106,9 @@ impl Bounds {
             Protocol::H1Body(bytes) | Protocol::H1Chunked(bytes) if full && bytes >= LONG_BYTES => Self::LONG,
             _ if packed => Self::PACKED,
             _ if crowded => Self::CROWDED,
+            Protocol::H1Hosts if cell.proxy == ProxyKind::Envoy && ambiguous >= AMBIGUOUS_SHARE => {
+                Self::BY_CHANCE
+            }
             _ => Self::BUDGET,
         };
         let rare = cell.rate.is_some_and(|rate| rate < RARE);
@@ -166,7 +172,7 @@ pub fn in_words() -> String {
          messages with several possible causes may be {ERRORS} standard errors of its rank further away, since these may have \
          changed places; with fewer than {BEYOND} messages beyond it it is not judged. Where threads hand work to each other (Go, hyper): {}. With more than {CROWD} connections a worker \
          and {:.0} % of the messages ambiguous: {}; with more than {} and {:.0} % ambiguous: {}; with {CROWD} or more and bodies of \
-         64 KiB or more: {}. Where a protocol has several messages \
+         64 KiB or more: {}. Envoy with several servers, {:.0} % ambiguous: {}. Where a protocol has several messages \
          under way on a connection and {:.0} % of them are ambiguous: {}, of bursts (what came in one packet and left \
          in one, or on one such connection); with {CROWD} connections a worker or more, or where threads hand work to each other: {}; between two HAProxy: {}. With a TLS connection for each request {HANDSHAKES} a connection are learned with. {UNJUDGED} Worst: the number that uses most of its bound.",
         BUDGET_NS / 1e3,
@@ -179,6 +185,8 @@ pub fn in_words() -> String {
         AMBIGUOUS_SHARE * 100.0,
         Bounds::PACKED.in_words(),
         Bounds::LONG.in_words(),
+        AMBIGUOUS_SHARE * 100.0,
+        Bounds::BY_CHANCE.in_words(),
         AMBIGUOUS_SHARE * 100.0,
         Bounds::MULTIPLEXED.in_words(),
         Bounds::MULTIPLEXED_CROWD.in_words(),
@@ -208,6 +216,8 @@ mod tests {
         assert_eq!(bounds(ProxyKind::Envoy, Protocol::H1, 128, 90), Bounds::BUDGET);
         assert_eq!(bounds(ProxyKind::Envoy, Protocol::H1, 129, 90), Bounds::CROWDED);
         assert_eq!(bounds(ProxyKind::Envoy, Protocol::H1, 129, 89), Bounds::BUDGET);
+        assert_eq!(bounds(ProxyKind::Envoy, Protocol::H1Hosts, 16, 50), Bounds::BY_CHANCE);
+        assert_eq!(bounds(ProxyKind::Nginx, Protocol::H1Hosts, 16, 50), Bounds::BUDGET);
         assert_eq!(bounds(ProxyKind::Go, Protocol::H1, 129, 90), Bounds::HANDED_OVER);
         assert_eq!(bounds(ProxyKind::Envoy, Protocol::H2(10), 1, 49), Bounds::BUDGET);
         assert_eq!(bounds(ProxyKind::Envoy, Protocol::H2(10), 1, 50), Bounds::MULTIPLEXED);

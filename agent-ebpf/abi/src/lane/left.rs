@@ -30,6 +30,13 @@ impl<W: Word> Lane<W> {
         set.blur(u64::from(ends))
     }
 
+    /// Whether a response that still waits when its connection is read again stands for another one that was taken in its place,
+    /// whose own write is still to come: where messages are paired by chance, if no more are pending than are inside.
+    #[inline(always)]
+    pub fn is_still_to_come(&self) -> bool {
+        self.habits.fail() && !self.has_surplus()
+    }
+
     /// Says that a response is written to where the request of this tag is from, which was written to the connection
     /// `upstream`.
     #[inline(always)]

@@ -110,14 +110,14 @@ impl<W: Word> Openers<W> {
 
 /// Whether something holds, by how often it did and did not.
 #[inline(always)]
-fn is_habit<W: Word>(holds: &W, fails: &W) -> bool {
+pub(super) fn is_habit<W: Word>(holds: &W, fails: &W) -> bool {
     let held = holds.load();
     held >= FEW && held >= CLEARLY * fails.load()
 }
 
 /// Counts one for `word`, against `other`.
 #[inline(always)]
-fn count<W: Word>(word: &W, other: &W) {
+pub(super) fn count<W: Word>(word: &W, other: &W) {
     let halve = u32::from(word.load() + other.load() >= MEMORY);
     word.store((word.load() >> halve) + 1);
     other.store(other.load() >> halve);

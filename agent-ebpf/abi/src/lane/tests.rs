@@ -46,6 +46,7 @@ fn lane() -> Box<Lane<AtomicU64>> {
         latest: Default::default(),
         prompt: Prompt::default(),
         openers: Openers::default(),
+        detours: Detours::default(),
         flows: Default::default(),
         order: Default::default(),
         habits: Habits::default(),

@@ -22,6 +22,7 @@ const NONE: Churn = Churn {
     close: 0,
     probe: 0,
     copy: 0,
+    ask: 0,
     late: 0,
     parts: 0,
     rest: 0,
@@ -34,6 +35,7 @@ const EVERYTHING: Churn = Churn {
     close: 20,
     probe: 3,
     copy: 10,
+    ask: 20,
     late: 5,
     parts: 100,
     rest: 20,
@@ -167,6 +169,11 @@ proptest! {
     }
 
     #[test]
+    fn load_is_right_after_side_calls(kind in any_of(&ALL[..5]), clients in 2usize..10, seed: u64) {
+        assert_goes_on(kind, clients, Churn { ask: 300, ..NONE }, seed);
+    }
+
+    #[test]
     fn load_is_right_after_everything(kind in any_of(&ALL[..5]), clients in 2usize..10, seed: u64) {
         assert_goes_on(kind, clients, EVERYTHING, seed);
     }
@@ -267,6 +274,26 @@ fn dropped_responses_cost_no_other_its_pair() {
 fn health_checks_cost_no_other_its_pair() {
     let shares = shares(&mut world(IN_ORDER[0], 40, Churn { probe: 2, ..NONE }, 7), 1000);
     assert!(both_above(shares, 0.999), "{shares:?}");
+}
+
+/// Each request that another server is asked about first crosses once. Some answers of a server are taken for the other one's.
+#[test]
+fn side_calls_are_known() {
+    for kind in ALL {
+        for (clients, least) in [(1, 1.0), (8, 0.8)] {
+            let mut world = world(kind, clients, Churn { ask: 1000, ..NONE }, 7);
+            world.run(3000);
+            let (known, crossed) =
+                (world.kernel.counters.went_on as f64, world.kernel.counters.claimed as f64);
+            let requests = world.gone_on as f64;
+            assert!(
+                (requests * least..=requests).contains(&known),
+                "{kind:?} {clients}: {known} of {requests}"
+            );
+            let most = 2.0 * requests + clients as f64;
+            assert!((1.97 * requests..=most).contains(&crossed), "{kind:?} {clients}: {crossed} of {most}");
+        }
+    }
 }
 
 /// Where most pairs are wrong before the habit is learned.

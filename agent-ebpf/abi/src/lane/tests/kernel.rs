@@ -38,6 +38,8 @@ pub(super) struct Counters {
     pub ended: u64,
     pub pending: u64,
     pub local: u64,
+    /// Responses that went into another request.
+    pub went_on: u64,
     pub too_far: u64,
     pub full: u64,
 }
@@ -149,6 +151,8 @@ impl Kernel {
             self.note_waiting(id, outbound == REQUEST);
             return Written::Local;
         }
+        let before = outbound == REQUEST && self.follows_own_read(id);
+        let at_once = self.lane.has_just_read_response() != 0;
         self.lane.clear_fronts();
         let newest = if self.shared { self.lane.newest_or_left(outbound, newest) } else { newest };
         let socket = &mut self.sockets[id];
@@ -172,8 +176,13 @@ impl Kernel {
             return Written::TooFar;
         }
         if claim.tag == 0 {
+            if outbound == REQUEST && self.lane.go_on(socket.upstream, at_once, before) {
+                self.counters.went_on += 1;
+                self.end(claim.expired + 1);
+                return Written::Local;
+            }
             // As `from_latest` where no connection is multiplexed.
-            if turn == TURN_READING || outbound == REQUEST {
+            if turn == TURN_READING || outbound == REQUEST && !self.lane.pending[RESPONSE].any_live() {
                 self.lane.latest[outbound].starved.add(1);
             }
             if turn != TURN_READING || outbound == REQUEST {
@@ -232,7 +241,7 @@ impl Kernel {
 
     fn note_waiting(&mut self, id: Id, waits: bool) {
         let socket = &mut self.sockets[id];
-        if self.shared && (socket.waits != 0) != waits {
+        if (socket.waits != 0) != waits {
             self.lane.count_waiting(socket.role == ROLE_OPENED, waits);
             socket.waits = u32::from(waits);
         }
@@ -244,11 +253,21 @@ impl Kernel {
             return;
         }
         let set = &self.lane.pending[inbound(socket)];
+        if !self.shared && socket.role == ROLE_OPENED && self.lane.is_still_to_come() {
+            return;
+        }
         if self.shared && !self.lane.has_surplus() {
             set.orphan(socket.pending_tag);
         } else if set.end(socket.pending_tag) {
             self.end(1);
         }
+    }
+
+    /// What was read last of the opened connection waits, and no request was read since.
+    fn follows_own_read(&self, id: Id) -> bool {
+        let [requests, responses] = &self.lane.pending;
+        let read_ns = responses.read_ns(self.sockets[id].pending_tag);
+        read_ns.is_some_and(|read_ns| requests.newest_read_ns() <= read_ns)
     }
 
     /// The proxy has written for no cause, and nothing that was read before still waits.

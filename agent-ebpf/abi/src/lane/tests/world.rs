@@ -49,6 +49,8 @@ pub(super) struct Churn {
     pub probe: usize,
     /// A copy of the request goes to a server of its own, the response to which goes nowhere.
     pub copy: usize,
+    /// Another server is asked first, and the request goes on when that has answered.
+    pub ask: usize,
     /// A message is written one turn late.
     pub late: usize,
     /// A message comes, and goes on, in two parts.
@@ -76,6 +78,8 @@ enum Event {
     Response(Id, usize, Id),
     Probed(Id),
     Copied(Id),
+    /// The request of the client of this number may go on.
+    Allowed(Id, usize),
 }
 
 /// What is to be written on a socket, with its cause and when that was read.
@@ -85,6 +89,10 @@ enum Work {
     Answer(usize, Option<(Tag, u64)>),
     Local(usize),
     Probe(Id),
+    /// Asks for the client of this number whether its request may go on.
+    Ask(usize, Id, Option<(Tag, u64)>),
+    /// Lets it go on.
+    GoOn(usize),
 }
 
 pub(super) struct World {
@@ -105,12 +113,16 @@ pub(super) struct World {
     chosen: HashMap<usize, Id>,
     /// Free connections to the server of copies.
     copies: Vec<Id>,
+    /// Free connections to the server that is asked first.
+    askers: Vec<Id>,
     /// What was read of messages whose rest is to come.
     begun: HashMap<Id, Option<(Tag, u64)>>,
     pub right: [u64; 2],
     pub wrong: [u64; 2],
     /// Answers of the proxy's own.
     pub local: u64,
+    /// Requests that went on behind another one.
+    pub gone_on: u64,
     /// How long messages were inside, ns: in truth and as found.
     pub truth_ns: Vec<u64>,
     pub found_ns: Vec<u64>,
@@ -134,6 +146,8 @@ impl World {
             idle: false,
             chosen: HashMap::new(),
             copies: Vec::new(),
+            askers: Vec::new(),
+            gone_on: 0,
             begun: HashMap::new(),
             right: [0; 2],
             wrong: [0; 2],
@@ -239,7 +253,10 @@ impl World {
         let tid = thread as u32 + 1;
         let socket = match event {
             Event::Request(client) => self.clients[client],
-            Event::Response(socket, ..) | Event::Probed(socket) | Event::Copied(socket) => socket,
+            Event::Response(socket, ..)
+            | Event::Probed(socket)
+            | Event::Copied(socket)
+            | Event::Allowed(socket, _) => socket,
         };
         let read_ns = self.now_ns;
         let tag = self.kernel.read(socket, tid, arrival_ns, read_ns);
@@ -250,25 +267,26 @@ impl World {
         let mut cause = tag.map(|tag| (tag, read_ns));
         if let Some(begun) = self.begun.remove(&socket) {
             cause = begun;
-        } else if !matches!(event, Event::Probed(_) | Event::Copied(_)) && self.chance(self.plan.churn.rest) {
+        } else if !matches!(event, Event::Probed(_) | Event::Copied(_) | Event::Allowed(..))
+            && self.chance(self.plan.churn.rest)
+        {
             self.begun.insert(socket, cause);
             self.later(20_000, event);
             return None;
         }
         match event {
             Event::Request(client) if self.chance(self.plan.churn.local) => Some(Work::Local(client)),
+            Event::Request(client) if self.chance(self.plan.churn.ask) => {
+                let server = self.askers.pop().unwrap_or_else(|| self.kernel.connect());
+                Some(Work::Ask(client, server, cause))
+            }
+            Event::Allowed(socket, client) => {
+                self.askers.push(socket);
+                self.choose(client);
+                Some(Work::GoOn(client))
+            }
             Event::Request(client) => {
-                let free = match self.plan.pool {
-                    Pool::Stack => self.free.pop_back(),
-                    Pool::Queue => self.free.pop_front(),
-                    Pool::Own => {
-                        let place = self.free.iter().position(|id| self.own.get(id) == Some(&client));
-                        place.and_then(|place| self.free.remove(place))
-                    }
-                };
-                let upstream = free.unwrap_or_else(|| self.kernel.connect());
-                self.own.insert(upstream, client);
-                self.chosen.insert(client, upstream);
+                self.choose(client);
                 Some(Work::Forward(client, cause))
             }
             Event::Response(socket, client, asker) => {
@@ -292,6 +310,20 @@ impl World {
         }
     }
 
+    fn choose(&mut self, client: usize) {
+        let free = match self.plan.pool {
+            Pool::Stack => self.free.pop_back(),
+            Pool::Queue => self.free.pop_front(),
+            Pool::Own => {
+                let place = self.free.iter().position(|id| self.own.get(id) == Some(&client));
+                place.and_then(|place| self.free.remove(place))
+            }
+        };
+        let upstream = free.unwrap_or_else(|| self.kernel.connect());
+        self.own.insert(upstream, client);
+        self.chosen.insert(client, upstream);
+    }
+
     fn write_or_leave(&mut self, thread: usize, work: Work) {
         if self.plan.threads > 1 && self.chance(self.plan.churn.handed) {
             let other = self.random.below(self.plan.threads);
@@ -306,9 +338,9 @@ impl World {
     fn write(&mut self, thread: usize, work: Work) {
         self.now_ns += 900;
         let socket = match work {
-            Work::Forward(client, _) => self.chosen[&client],
+            Work::Forward(client, _) | Work::GoOn(client) => self.chosen[&client],
             Work::Answer(client, _) | Work::Local(client) => self.clients[client],
-            Work::Probe(socket) => socket,
+            Work::Probe(socket) | Work::Ask(_, socket, _) => socket,
         };
         let (tid, random) = (thread as u32 + 1, self.random.next() as u32);
         let written = self.kernel.write(socket, tid, random, self.now_ns);
@@ -321,6 +353,14 @@ impl World {
             assert_eq!(self.kernel.write(socket, tid, random, self.now_ns), Written::Continued);
         }
         match work {
+            Work::Ask(client, server, cause) => {
+                self.compare(cause, written);
+                self.later(40_000, Event::Allowed(server, client));
+            }
+            Work::GoOn(client) => {
+                self.gone_on += 1;
+                self.later(40_000, Event::Response(socket, client, self.clients[client]));
+            }
             Work::Forward(client, cause) => {
                 self.compare(cause, written);
                 if self.chance(self.plan.churn.copy) {
