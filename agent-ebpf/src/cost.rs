@@ -74,7 +74,8 @@ fn on_switch(prev: *const c_void, next: *const c_void, gave_up: bool) -> Option<
         // One that has just ended may be forgotten already, one that has just begun may have become known.
         let slot = if traced && running.slot < others { running.slot } else { slot_of(prev) };
         let between_ns = now_ns.saturating_sub(running.since_ns).saturating_sub(running.softirq_ns);
-        let ran_ns = if slot < others { add_times(prev, slot, running, gave_up) } else { 0 };
+        let ran_ns =
+            if slot < others { add_times(prev, slot, traced.then_some(&*running), gave_up) } else { 0 };
         // Who was to run by the last switch that was traced, as far as nobody else did.
         if running.slot >= others {
             cost.on_cpu_ns += between_ns.saturating_sub(ran_ns);
@@ -120,14 +121,13 @@ fn times(task: *const c_void) -> TaskTimes {
 
 /// Adds what the kernel has counted for a thread of the proxy in `slot` since it last ran; returns for how long it did, ns. A
 /// thread that waits may go from CPU to CPU, and its waiting is counted each time: so the difference to when it was switched
-/// to does not do.
+/// to, in `running` if that was seen, does not do.
 #[inline(always)]
-fn add_times(task: *const c_void, slot: u32, running: &Running, gave_up: bool) -> u64 {
+fn add_times(task: *const c_void, slot: u32, running: Option<&Running>, gave_up: bool) -> u64 {
     // SAFETY: a program argument.
     let tid = unsafe { field::<u32>(task, &TASK_PID) };
     let now = times(task);
-    let switched_to = running.pid == tid;
-    let mut before = if switched_to { running.times } else { now };
+    let mut before = running.map_or(now, |running| running.times);
     // SAFETY: a value of the map; a thread runs on one CPU at a time.
     if let Some(known) = TASKS.get_ptr_mut(&tid).and_then(|known| unsafe { known.as_mut() }) {
         // Else of an earlier thread with this number.
@@ -146,7 +146,9 @@ fn add_times(task: *const c_void, slot: u32, running: &Running, gave_up: bool) -
         cost.involuntary += 1;
     }
     let mut ran_ns = now.ran_ns.saturating_sub(before.ran_ns);
-    if switched_to && IRQ_TIME_APART.load() == 0 {
+    if IRQ_TIME_APART.load() == 0
+        && let Some(running) = running
+    {
         ran_ns = ran_ns.saturating_sub(running.softirq_ns);
     }
     cost.on_cpu_ns += ran_ns;

@@ -36,6 +36,12 @@ offsets! {
     /// `sock.sk_max_ack_backlog`: how many connections may wait to be accepted, u32. Set by `listen`; a connection has
     /// that of the listener which it was copied from.
     SOCK_BACKLOG;
+    /// `sock.sk_backlog.rmem_alloc`: memory of what was received and not read, i32 bytes.
+    SOCK_RMEM;
+    /// `sock.sk_wmem_queued`: memory of what was written and not acknowledged, i32 bytes.
+    SOCK_WMEM;
+    /// `sock.sk_forward_alloc`: memory that is charged to it and not used yet, i32 bytes.
+    SOCK_FORWARD_ALLOC;
     /// `sock.sk_shutdown`: which ways are ended, u8.
     SOCK_SHUTDOWN;
     /// `net.ns.inum`: inode number of the namespace, u32.

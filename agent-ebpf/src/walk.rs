@@ -1,5 +1,6 @@
 //! The sockets that proxies hold when they are discovered: where they listen, the connections that were there before,
-//! and those that are not measured. Runs when user space asks, once for each open file of each process.
+//! those that are not measured, and the memory that all of them take. Runs when user space asks, once for each open file of
+//! each process.
 
 use core::ffi::c_void;
 
@@ -8,13 +9,13 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    ROLE_ACCEPTED, ROLE_OPENED, TURN_NONE, TURN_READING, TURN_UNKNOWN, TURN_WRITING, UnixConnection,
+    HELD_TCP, Held, ROLE_ACCEPTED, ROLE_OPENED, TURN_NONE, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
 
 use crate::maps::{LISTENERS, PROXIES, socket_state};
 use crate::offsets::{
-    SOCK_STATE, SOCK_TYPE, SOCKET_SK, TASK_TGID, TCP_COPIED_SEQ, TCP_LAST_RECEIVED, TCP_LAST_SENT,
-    TCP_RCV_NXT, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT, field, probe_field,
+    SOCK_FORWARD_ALLOC, SOCK_RMEM, SOCK_STATE, SOCK_TYPE, SOCK_WMEM, SOCKET_SK, TASK_TGID, TCP_COPIED_SEQ,
+    TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT, field, probe_field,
 };
 use crate::socket::{local_end, role_of, take_up, tcp};
 
@@ -59,31 +60,33 @@ fn on_file(meta: *const c_void, task: *const c_void, file: *mut c_void) -> Optio
         return None;
     }
     match tcp(sk) {
-        Some(tcp) => on_tcp(sk, tcp, slot),
+        Some(tcp) => on_tcp(meta, sk, tcp, slot),
         None => on_other(meta, sk, slot),
     }
 }
 
 #[inline(always)]
-fn on_tcp(sk: *const c_void, tcp: *const c_void, slot: u32) -> Option<()> {
+fn on_tcp(meta: *const c_void, sk: *const c_void, tcp: *const c_void, slot: u32) -> Option<()> {
     // SAFETY: `sk` came from a program argument.
     match unsafe { field::<u8>(sk, &SOCK_STATE) } {
         LISTEN => {
             // A full table costs the first message of each connection to this port its arrival, which is counted.
             let _inserted = LISTENERS.insert(&local_end(sk), &slot, 0);
+            return None;
         }
-        CLOSE => {}
-        _ if socket_state(sk).is_some() => {}
-        _ => {
-            // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-            let (turn, copied_seq) = (last_turn(tcp), unsafe { field(tcp, &TCP_COPIED_SEQ) });
-            let socket = take_up(sk, slot, role_of(sk))?;
-            // From here on its messages are seen; one that was quicker knows better.
-            if socket.turn == TURN_UNKNOWN {
-                socket.turn = turn;
-                socket.copied_seq = copied_seq;
-            }
-        }
+        CLOSE => return None,
+        _ => tell(meta, sk, slot, HELD_TCP, charged_bytes(sk)),
+    }
+    if socket_state(sk).is_some() {
+        return None;
+    }
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let (turn, copied_seq) = (last_turn(tcp), unsafe { field(tcp, &TCP_COPIED_SEQ) });
+    let socket = take_up(sk, slot, role_of(sk))?;
+    // From here on its messages are seen; one that was quicker knows better.
+    if socket.turn == TURN_UNKNOWN {
+        socket.turn = turn;
+        socket.copied_seq = copied_seq;
     }
     Some(())
 }
@@ -141,18 +144,31 @@ fn on_other(meta: *const c_void, sk: *const c_void, proxy_slot: u32) -> Option<(
         // A pair of sockets, by which processes of one proxy speak to each other.
         return None;
     };
+    tell(meta, sk, proxy_slot, role, 0);
+    Some(())
+}
+
+/// What the kernel has set aside for a TCP connection's bytes: those that were received and not read, those that were written
+/// and not acknowledged, and what is kept for the next ones.
+#[inline(always)]
+fn charged_bytes(sk: *const c_void) -> u64 {
+    // SAFETY: `sk` came from a program argument.
+    let parts =
+        unsafe { [field::<i32>(sk, &SOCK_RMEM), field(sk, &SOCK_WMEM), field(sk, &SOCK_FORWARD_ALLOC)] };
+    // Each may be below zero for an instant.
+    parts.iter().map(|&part| part.max(0) as u64).sum()
+}
+
+/// Tells the reader of the walk of a connection.
+#[inline(always)]
+fn tell(meta: *const c_void, sk: *const c_void, proxy_slot: u32, kind: u32, memory_bytes: u64) {
     // SAFETY: `sk` is a socket as the verifier knows it.
     let cookie = unsafe { bpf_get_socket_cookie(sk.cast_mut()) };
-    let found = UnixConnection { cookie, proxy_slot, role };
-    // SAFETY: `meta` is a program argument; `found` is initialised and has no padding.
+    let held = Held { cookie, memory_bytes, proxy_slot, kind };
+    // SAFETY: `meta` is a program argument; `held` is initialised and has no padding.
     unsafe {
         let output: *const c_void = field(meta, &WALK_OUTPUT);
         // What does not fit into the reader's buffer comes again.
-        bpf_seq_write(
-            output.cast_mut().cast(),
-            (&raw const found).cast(),
-            size_of::<UnixConnection>() as u32,
-        );
+        bpf_seq_write(output.cast_mut().cast(), (&raw const held).cast(), size_of::<Held>() as u32);
     }
-    Some(())
 }

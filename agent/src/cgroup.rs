@@ -50,7 +50,7 @@ enum Version {
 pub struct GroupMemory {
     /// What cannot be dropped at once: usage less inactive file pages, as the kubelet has it.
     pub working_set_bytes: u64,
-    /// Of its sockets' buffers.
+    /// Of its sockets' buffers; version 1 counts these only where they are limited, and apart from the rest.
     pub sockets_bytes: Option<u64>,
 }
 
@@ -110,13 +110,9 @@ impl Cgroup {
         };
         let stat = fs::read_to_string(path.join("memory.stat")).ok()?;
         let usage_bytes = number(&path.join(usage))?;
-        let sockets_bytes = match version {
-            Version::One => number(&path.join("memory.kmem.tcp.usage_in_bytes")),
-            Version::Two => value(&stat, "sock"),
-        };
         Some(GroupMemory {
             working_set_bytes: usage_bytes.saturating_sub(value(&stat, inactive).unwrap_or(0)),
-            sockets_bytes,
+            sockets_bytes: value(&stat, "sock"),
         })
     }
 
@@ -128,11 +124,10 @@ impl Cgroup {
             Version::One => value(&stat, "throttled_time")?,
             Version::Two => value(&stat, "throttled_usec")? * 1_000,
         };
-        Some(Throttling {
-            periods: value(&stat, "nr_periods")?,
-            throttled_periods: value(&stat, "nr_throttled")?,
-            throttled_ns,
-        })
+        let throttled_periods = value(&stat, "nr_throttled")?;
+        // Counted only where there is a limit.
+        let periods = value(&stat, "nr_periods")?;
+        (periods > 0).then_some(Throttling { periods, throttled_periods, throttled_ns })
     }
 }
 

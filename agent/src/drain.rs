@@ -48,7 +48,7 @@ pub fn snapshot(
         let Looked { unix, memory, throttling } =
             looked.get(proxy.slot as usize).copied().unwrap_or_default();
         let run_queue_wait = histogram(probes, wait_series(proxy.slot))?;
-        let cpu = CpuCost { counted, run_queue_wait };
+        let cpu = CpuCost { counted, run_queue_wait, irq_time_apart: probes.irq_time_apart() };
         let cost = ProxyCost { cpu, bytes: bytes(&tally), opened: opened(&tally), memory, throttling };
         Ok(ProxyWindow { proxy: proxy.clone(), hops, matching: matching(&tally), unix, cost })
     };

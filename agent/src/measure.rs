@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::Instant;
 
 use aya::maps::{MapData, RingBuf};
-use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK};
+use smp_agent_abi::layout::{HELD_TCP, PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK};
 use smp_agent_abi::names;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
@@ -256,17 +256,27 @@ impl Measurement {
     /// Has the kernel look at the sockets of all that is followed.
     fn look(&mut self) -> Result<(), MeasureError> {
         let begun = Instant::now();
-        let mut now = vec![UnixConnections::default(); self.proxies.len()];
+        let mut now = vec![(UnixConnections::default(), 0); self.proxies.len()];
         // A master shares its sockets with its workers.
         let mut seen = HashSet::new();
-        for connection in self.probes.walk()? {
-            if let Some(unix) = now.get_mut(connection.proxy_slot as usize)
-                && seen.insert((connection.proxy_slot, connection.cookie))
-            {
-                unix.count(connection.role);
+        for held in self.probes.walk()? {
+            let Some((unix, tcp_bytes)) = now.get_mut(held.proxy_slot as usize) else { continue };
+            if !seen.insert((held.proxy_slot, held.cookie)) {
+                continue;
+            }
+            match held.kind {
+                HELD_TCP => *tcp_bytes += held.memory_bytes,
+                role => unix.count(role),
             }
         }
-        self.looks.iter_mut().zip(now).for_each(|(look, now)| look.unix.raise(now));
+        let alive: HashSet<_> = self.members.values().copied().collect();
+        for ((look, (unix, tcp_bytes)), proxy) in self.looks.iter_mut().zip(now).zip(&self.proxies) {
+            look.unix.raise(unix);
+            // Who has ended keeps what was seen last.
+            if alive.contains(&proxy.slot) {
+                look.memory.look_at_sockets(tcp_bytes);
+            }
+        }
         let took = begun.elapsed();
         debug!("looking at the sockets took {} us", took.as_micros());
         self.next_look = Instant::now() + took * LOOK_PAUSE;

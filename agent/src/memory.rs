@@ -22,9 +22,16 @@ pub struct Memory {
     /// The most at one look.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_set_peak_bytes: Option<u64>,
-    /// Of the group's sockets in the kernel.
+    /// Of that, the buffers of all sockets of the group. Version 2 of control groups says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_sockets_bytes: Option<u64>,
+    /// What the kernel has charged to the proxy's own TCP connections, whichever group it is in: received and not read, written
+    /// and not acknowledged, and what is kept for the next bytes. Connections that wait to be accepted are not in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sockets_bytes: Option<u64>,
+    /// The most at one look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sockets_peak_bytes: Option<u64>,
 }
 
 impl Memory {
@@ -38,8 +45,14 @@ impl Memory {
         if let Some(group) = cgroup.memory() {
             self.working_set_bytes = Some(group.working_set_bytes);
             self.working_set_peak_bytes = self.working_set_peak_bytes.max(self.working_set_bytes);
-            self.sockets_bytes = group.sockets_bytes;
+            self.group_sockets_bytes = group.sockets_bytes;
         }
+    }
+
+    /// Takes what its connections hold now.
+    pub fn look_at_sockets(&mut self, bytes: u64) {
+        self.sockets_bytes = Some(bytes);
+        self.sockets_peak_bytes = self.sockets_peak_bytes.max(Some(bytes));
     }
 
     /// Looks at what is shared; see [`Memory::pss_bytes`].

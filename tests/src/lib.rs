@@ -11,7 +11,7 @@
 //!
 //! [`netns::Bed`] makes the namespaces, [`process::Child`] starts what runs in them, [`proxy::Proxy`] and
 //! [`origin::Origin`] are such processes with a generated configuration, [`tools`] knows where `cargo xtask setup`
-//! put what is needed. [`awake`] keeps the processors from sleeping, [`redirection`] leads connections to a proxy unasked, [`measuring::Measuring`] is the agent.
+//! put what is needed. [`awake`] keeps the processors from sleeping, [`redirection`] leads connections to a proxy unasked, [`measuring::Measuring`] is the agent and [`perf`] perf, each for a [`span::Span`].
 //! Every one of them ends what it started when it is dropped, and [`live`] does the same when
 //! a signal ends this process instead.
 //!
@@ -33,11 +33,13 @@ pub mod load;
 pub mod measuring;
 pub mod netns;
 pub mod origin;
+pub mod perf;
 pub mod process;
 pub mod protocol;
 pub mod proxy;
 pub mod python;
 pub mod redirection;
+pub mod span;
 pub mod tcp;
 pub mod tools;
 pub mod toy;

@@ -1,28 +1,21 @@
 //! The agent at work for as long as a test wants.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
-use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::process::Child;
+use crate::span::{self, Begun, Span};
 use crate::tools;
-
-/// How long the agent may take to begin, and to end.
-const LONGEST: Duration = Duration::from_mins(1);
 
 /// An agent that measures one proxy.
 #[derive(Debug)]
 pub struct Measuring {
     agent: Child,
-    /// Open while the window is.
-    window: OwnedFd,
+    window: Begun,
     dir: PathBuf,
 }
 
@@ -53,26 +46,12 @@ impl Measuring {
     }
 
     fn of(proxies: impl Iterator<Item = String>, dir: &Path) -> Result<Self> {
-        let fifo = dir.join("window");
-        if fifo.exists() {
-            fs::remove_file(&fifo)?;
-        }
-        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("cannot make a pipe")?;
+        let span = Span::new(dir.join("window"))?;
         let mut agent = Command::new(tools::agent()?);
         agent.arg("run").args(proxies.map(|proxy| format!("--proxy={proxy}")));
-        agent.arg("--out").arg(dir).args(["--", "cat"]).arg(&fifo);
+        agent.arg("--out").arg(dir).arg("--").args(span.words());
         let mut agent = Child::start("smp-agent", &agent, dir)?;
-        // The command is started when all is measured, and a pipe can be opened when there is someone who reads.
-        let window = agent.until(LONGEST, "measure", |agent| {
-            if let Some(status) = agent.poll()? {
-                anyhow::bail!("the agent ended with {status}{}", agent.tail());
-            }
-            match open(&fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
-                Ok(window) => Ok(Some(window)),
-                Err(Errno::NXIO) => Ok(None),
-                Err(error) => Err(error).context("cannot open the pipe"),
-            }
-        })?;
+        let window = span.begin(&mut agent)?;
         Ok(Self { agent, window, dir: dir.to_owned() })
     }
 
@@ -82,7 +61,7 @@ impl Measuring {
     /// When the agent fails or hangs.
     pub fn finish(mut self) -> Result<Value> {
         drop(self.window);
-        let status = self.agent.wait_for(LONGEST)?;
+        let status = self.agent.wait_for(span::longest())?;
         ensure!(status.success(), "the agent failed ({status}){}", self.agent.tail());
         let document = fs::read(self.dir.join("overhead.json")).context("the agent left no document")?;
         Ok(serde_json::from_slice(&document)?)

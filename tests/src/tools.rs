@@ -132,6 +132,14 @@ pub fn tshark() -> Result<PathBuf> {
     present(PathBuf::from("/usr/bin/tshark"), SETUP)
 }
 
+/// The kernel's own profiler.
+///
+/// # Errors
+/// When it is not there.
+pub fn perf() -> Result<PathBuf> {
+    present(PathBuf::from("/usr/bin/perf"), SETUP)
+}
+
 /// The load generator wrk.
 ///
 /// # Errors

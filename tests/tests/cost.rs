@@ -1,5 +1,5 @@
-//! CPU time and memory against what the kernel itself counts: a process's clock, its scheduler statistics, its control group,
-//! and `/proc/stat`.
+//! CPU time and memory against what the kernel itself counts: a process's clock, its scheduler statistics, its connections, and
+//! `/proc/stat`.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command};
 use std::sync::Mutex;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use bed::burn::Spent;
 use bed::measuring::Measuring;
-use bed::process::Child;
+use bed::netns::{Bed, Netns};
+use bed::process::{self, Child};
 use bed::tools;
 use serde_json::Value;
 
@@ -28,7 +29,7 @@ struct Burner {
 
 impl Burner {
     fn start(program: &Path, dir: &Path, pinned: Option<u32>, args: &[&str]) -> Result<Self> {
-        let mut command = match pinned {
+        let command = match pinned {
             Some(cpu) => {
                 let mut command = Command::new("taskset");
                 command.args(["-c", &cpu.to_string()]).arg(program);
@@ -36,6 +37,10 @@ impl Burner {
             }
             None => Command::new(program),
         };
+        Self::start_by(command, dir, args)
+    }
+
+    fn start_by(mut command: Command, dir: &Path, args: &[&str]) -> Result<Self> {
         command.arg("burn").arg("--go").arg(dir.join("go")).args(args);
         let (child, stdout) = Child::piped("burner", &command)?;
         Ok(Self { child, stdout: BufReader::new(stdout) })
@@ -194,90 +199,48 @@ fn a_proxy_that_is_restarted_in_the_window_is_two() {
 }
 
 #[test]
-fn a_control_group_of_its_own() {
+fn what_connections_hold_is_told_apart_by_proxy() {
+    const UNREAD_BYTES: usize = 32 << 10;
     let _alone = ALONE.lock();
-    let dir = folder("group");
-    let group = Group::new("smp-agent-test").expect("a control group");
-    let mut burner = Burner::start(&bed(), &dir, None, &["--user-ms", "200"]).expect("a burner");
-    group.take(burner.pid()).expect("it takes the burner");
-    let measuring = Measuring::start(burner.pid(), &dir).expect("a measurement");
+    let (dir, netns) = (folder("connections"), Bed::new().expect("a bed"));
+    let places = [(&netns.proxy, 40), (&netns.server, 10)];
+    let mut burners = places.map(|(netns, count)| {
+        let args = ["--connections", &count.to_string(), "--unread-bytes", &UNREAD_BYTES.to_string()];
+        Burner::start_by(netns.command(bed()), &dir, &args).expect("a burner")
+    });
+    let measuring = Measuring::start_all(&burners.each_ref().map(Burner::pid), &dir).expect("a measurement");
     go(&dir);
-    let _spent = burner.spent().expect("what it spent");
-    let truth = group.throttled_ns().expect("the group's statistics") as f64;
+    // Only then they have all of them.
+    for burner in &mut burners {
+        burner.spent().expect("what it spent");
+    }
+    let truths = places.map(|(netns, _)| queued_bytes(netns).expect("the kernel's own numbers"));
     let document = measuring.finish().expect("a document");
-    let proxy = &document["proxies"][0];
-    assert!(truth > 1e8, "the limit was to be felt: {truth}");
-    assert_near("throttled", number(&proxy["cpu"]["throttling"], "throttled_ns"), truth);
-    let memory = &proxy["memory"];
-    let (rss, pss) = (number(memory, "rss_bytes"), number(memory, "pss_bytes"));
-    assert!(rss > 1e6 && pss <= rss && number(memory, "rss_peak_bytes") >= rss, "{memory}");
-    assert!(number(memory, "working_set_bytes") > 0.0, "{memory}");
+    let proxies = document["proxies"].as_array().expect("proxies");
+    for ((burner, truth), (_, count)) in burners.iter().zip(truths).zip(places) {
+        let proxy = proxies.iter().find(|proxy| proxy["pid"] == burner.pid()).expect("it is in the document");
+        let memory = &proxy["memory"];
+        let held = number(memory, "sockets_bytes");
+        assert!(truth >= (count * UNREAD_BYTES) as f64, "{truth} bytes in {count} connections");
+        assert_near("connections", held, truth);
+        assert!(number(memory, "sockets_peak_bytes") >= held, "{memory}");
+    }
+}
+
+/// What the kernel has charged to the TCP connections of a namespace, by `ss`: received, to be sent, and set aside, bytes.
+fn queued_bytes(netns: &Netns) -> Result<f64> {
+    let said = process::output(netns.command("ss").args(["--tcp", "--numeric", "--memory", "--no-header"]))?;
+    // `skmem:(r33024,rb131072,t0,tb2626560,f3840,w0,o0,bl0,d0)`
+    let sockets = said.split("skmem:(").skip(1).flat_map(|rest| rest.split([',', ')']).take(9));
+    let parts = sockets.filter_map(|part| {
+        let digits = part.strip_prefix(['r', 'f', 'w'])?;
+        digits.parse::<f64>().ok()
+    });
+    Ok(parts.sum())
 }
 
 /// Time that the main thread of a process was ready and did not run, ns: the second number of its `schedstat`.
 fn run_delay_ns(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
     Ok(text.split_whitespace().nth(1).context("no second number")?.parse()?)
-}
-
-/// A control group with a fifth of a CPU, in whichever version this machine counts CPU time; removed on drop.
-struct Group {
-    folders: Vec<PathBuf>,
-    /// Where CPU time is limited.
-    cpu: PathBuf,
-}
-
-impl Group {
-    fn new(name: &str) -> Result<Self> {
-        let one = Path::new("/sys/fs/cgroup/cpu").exists();
-        let folders: Vec<_> = if one {
-            ["cpu", "memory"].map(|controller| Path::new("/sys/fs/cgroup").join(controller).join(name)).into()
-        } else {
-            vec![Path::new("/sys/fs/cgroup").join(name)]
-        };
-        for folder in &folders {
-            if !folder.exists() {
-                fs::create_dir(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            }
-        }
-        let cpu = folders[0].clone();
-        if one {
-            fs::write(cpu.join("cpu.cfs_period_us"), "100000")?;
-            fs::write(cpu.join("cpu.cfs_quota_us"), "20000")?;
-        } else {
-            fs::write(cpu.join("cpu.max"), "20000 100000")?;
-        }
-        Ok(Self { folders, cpu })
-    }
-
-    fn take(&self, pid: u32) -> Result<()> {
-        self.folders
-            .iter()
-            .try_for_each(|folder| Ok(fs::write(folder.join("cgroup.procs"), pid.to_string())?))
-    }
-
-    fn throttled_ns(&self) -> Result<u64> {
-        let text = fs::read_to_string(self.cpu.join("cpu.stat"))?;
-        let value = |name: &str| -> Option<u64> {
-            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-        };
-        let found = value("throttled_time ").or_else(|| value("throttled_usec ").map(|us| us * 1_000));
-        ensure!(found.is_some(), "no throttling in {text}");
-        Ok(found.unwrap_or_default())
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for folder in &self.folders {
-            // Whoever is left in it goes back to where all are.
-            let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            for pid in procs.lines() {
-                drop(fs::write(folder.with_file_name("cgroup.procs"), pid));
-            }
-            if let Err(error) = fs::remove_dir(folder) {
-                eprintln!("cannot remove {}: {error}", folder.display());
-            }
-        }
-    }
 }

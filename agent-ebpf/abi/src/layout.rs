@@ -185,17 +185,22 @@ pub struct TaskTimes {
 /// Slots in the `COSTS` map behind those of proxies: all other tasks, and idle.
 pub const COST_SLOTS_BESIDE: u32 = 2;
 
-/// A connection of a proxy over a Unix-domain socket, which is not measured; from kernel to user space.
+/// A connection that a proxy holds, from kernel to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct UnixConnection {
+pub struct Held {
     /// The kernel's number for the proxy's end of it.
     pub cookie: u64,
+    /// Memory that the kernel has charged to that end, bytes; of TCP only.
+    pub memory_bytes: u64,
     /// Slot of the proxy.
     pub proxy_slot: u32,
-    /// `ROLE_*`.
-    pub role: u32,
+    /// [`HELD_TCP`], or `ROLE_*` of a connection over a Unix-domain socket, which is not measured.
+    pub kind: u32,
 }
+
+/// [`Held::kind`] of a connection over TCP, whichever its role.
+pub const HELD_TCP: u32 = u32::MAX;
 
 /// What happened to a process, from kernel to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -456,9 +461,10 @@ const _: () = {
     assert!(size_of::<TaskTimes>() == 32);
     assert!(size_of::<Running>() == 80);
     assert!(offset_of!(Tally, lost) == 64);
-    assert!(size_of::<UnixConnection>() == 16);
-    assert!(offset_of!(UnixConnection, proxy_slot) == 8);
-    assert!(offset_of!(UnixConnection, role) == 12);
+    assert!(size_of::<Held>() == 24);
+    assert!(offset_of!(Held, memory_bytes) == 8);
+    assert!(offset_of!(Held, proxy_slot) == 16);
+    assert!(offset_of!(Held, kind) == 20);
     assert!(size_of::<ProcessEvent>() == 8);
     assert!(offset_of!(ProcessEvent, tgid) == 4);
     assert!(size_of::<Destination>() == 24);

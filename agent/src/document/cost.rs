@@ -18,8 +18,8 @@ pub struct Cpu {
     pub cores: f64,
     /// Its threads ran, ns, without softirqs that ran on top of them; interrupts are in it.
     pub on_cpu_ns: u64,
-    /// Of that, in user mode. The two parts are as the kernel's tick found them; their sum is
-    /// exact; absent when no tick has found the proxy.
+    /// Of that, in user mode. The two parts are as the kernel's tick found them, some percent of their sum wrong for a second
+    /// of CPU time; their sum is exact; absent when no tick has found the proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_ns: Option<u64>,
     /// ... and in the kernel.

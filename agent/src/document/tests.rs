@@ -29,6 +29,7 @@ fn cost() -> ProxyCost {
                 softirq_caused_ns: 50_000_000,
             },
             run_queue_wait,
+            irq_time_apart: false,
         },
         bytes: Bytes {
             downstream_in: 57_000,

@@ -105,8 +105,7 @@ fn load_told(
     let (byte, mask) = (u64::from(transparent.byte), u64::from(transparent.mask));
     loader.override_global("TCP_TRANSPARENT", &byte, true);
     loader.override_global("TCP_TRANSPARENT_MASK", &mask, true);
-    // The type of the kernel's own counters of it.
-    let irq_time_apart = u64::from(btf.offset_of("irqtime", &["total"]).is_some());
+    let irq_time_apart = u64::from(offsets::irq_time_apart(btf));
     loader.override_global("IRQ_TIME_APART", &irq_time_apart, true);
     let others = u64::from(options.max_proxies);
     loader.override_global("OTHERS_SLOT", &others, true);

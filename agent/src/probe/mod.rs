@@ -9,7 +9,7 @@ use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfError};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield};
-use smp_agent_abi::layout::{Cost, Running, Series, Tally, UnixConnection};
+use smp_agent_abi::layout::{Cost, Held, Running, Series, Tally};
 use smp_agent_abi::names;
 use thiserror::Error;
 
@@ -95,6 +95,7 @@ pub struct Probes {
     verdicts: Vec<Verdict>,
     links: Vec<(&'static str, Link)>,
     max_proxies: u32,
+    irq_time_apart: bool,
     /// Keeps the kernel's run-time statistics on.
     _statistics: Option<OwnedFd>,
 }
@@ -116,14 +117,16 @@ fn visit_cpus() {
 }
 
 /// One record of a walk.
-fn unix_connection(bytes: &[u8]) -> Option<UnixConnection> {
+fn held(bytes: &[u8]) -> Option<Held> {
     let (cookie, rest) = bytes.split_first_chunk()?;
+    let (memory_bytes, rest) = rest.split_first_chunk()?;
     let (proxy_slot, rest) = rest.split_first_chunk()?;
-    let (role, _) = rest.split_first_chunk()?;
-    Some(UnixConnection {
+    let (kind, _) = rest.split_first_chunk()?;
+    Some(Held {
         cookie: u64::from_ne_bytes(*cookie),
+        memory_bytes: u64::from_ne_bytes(*memory_bytes),
         proxy_slot: u32::from_ne_bytes(*proxy_slot),
-        role: u32::from_ne_bytes(*role),
+        kind: u32::from_ne_bytes(*kind),
     })
 }
 
@@ -163,6 +166,7 @@ impl Probes {
             verdicts,
             links: Vec::new(),
             max_proxies: options.max_proxies,
+            irq_time_apart: offsets::irq_time_apart(&btf),
             _statistics: statistics,
         };
         probes.free_places()?;
@@ -216,6 +220,11 @@ impl Probes {
         self.max_proxies
     }
 
+    /// Whether this kernel counts interrupts and softirqs apart from the task below them.
+    pub const fn irq_time_apart(&self) -> bool {
+        self.irq_time_apart
+    }
+
     /// The latency series.
     pub fn series(&self) -> Result<Array<&MapData, Series>, ProbeError> {
         self.map(names::SERIES)
@@ -242,12 +251,13 @@ impl Probes {
     }
 
     /// Looks at all sockets of the processes in [`Probes::proxies`], in whichever network namespace: follows where they
-    /// listen and the connections that are not followed yet, and returns those that cannot be.
-    pub fn walk(&mut self) -> Result<Vec<UnixConnection>, ProbeError> {
+    /// listen and the connections that are not followed yet, and returns what they hold: each connection once for each open
+    /// file that leads to it.
+    pub fn walk(&mut self) -> Result<Vec<Held>, ProbeError> {
         let failed = |source| ProbeError::Walk { source };
         let mut found = Vec::new();
         load::walk(&mut self.ebpf, WALK).map_err(failed)?.read_to_end(&mut found).map_err(failed)?;
-        Ok(found.chunks_exact(size_of::<UnixConnection>()).filter_map(unix_connection).collect())
+        Ok(found.chunks_exact(size_of::<Held>()).filter_map(held).collect())
     }
 
     /// News of processes; can be taken once.

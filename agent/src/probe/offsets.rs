@@ -32,6 +32,9 @@ fields! {
     SOCK_OWNED = "sock"."sk_lock"."owned";
     SOCK_TYPE = "sock"."sk_type";
     SOCK_BACKLOG = "sock"."sk_max_ack_backlog";
+    SOCK_RMEM = "sock"."sk_backlog"."rmem_alloc";
+    SOCK_WMEM = "sock"."sk_wmem_queued";
+    SOCK_FORWARD_ALLOC = "sock"."sk_forward_alloc";
     SOCK_SHUTDOWN = "sock"."sk_shutdown";
     NET_INUM = "net"."ns"."inum";
     TCP_COPIED_SEQ = "tcp_sock"."copied_seq";
@@ -80,6 +83,12 @@ pub fn transparent(btf: &Btf) -> Option<Bit> {
     let bit = btf.bit_of("inet_sock", &["transparent"]).or_else(numbered)?;
     // Little-endian: the numbering of bits goes on from byte to byte.
     Some(Bit { byte: start + bit / 8, mask: 1 << (bit % 8) })
+}
+
+/// Whether this kernel counts interrupts and softirqs apart from the task below them (`CONFIG_IRQ_TIME_ACCOUNTING`): then it
+/// has a type for their counters.
+pub fn irq_time_apart(btf: &Btf) -> bool {
+    btf.offset_of("irqtime", &["total"]).is_some()
 }
 
 impl Field {

@@ -68,7 +68,7 @@ enum Program {
         #[arg(long, value_name = "US", default_value_t = 0)]
         response_us: u64,
     },
-    /// Use CPU time from when a file appears; prints one line of JSON with what the kernel counted, then waits to be stopped.
+    /// Hold memory, and use CPU time from when a file appears; prints one line of JSON with what the kernel counted, then waits to be stopped.
     Burn {
         /// The file.
         #[arg(long, value_name = "FILE")]
@@ -82,6 +82,15 @@ enum Program {
         /// CPU time to send to itself over loopback, ms.
         #[arg(long, value_name = "MS", default_value_t = 0)]
         loopback_ms: u64,
+        /// Memory to hold, MiB.
+        #[arg(long, value_name = "MIB", default_value_t = 0)]
+        memory_mib: usize,
+        /// Connections to itself to hold.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        connections: usize,
+        /// Bytes to leave unread on each of them.
+        #[arg(long, value_name = "BYTES", default_value_t = 0)]
+        unread_bytes: usize,
         /// End when it is done.
         #[arg(long)]
         end: bool,
@@ -105,7 +114,8 @@ fn main() -> Result<()> {
                 say(&serde_json::to_string(log)?)
             })
         }
-        Program::Burn { go, user_ms, system_ms, loopback_ms, end } => {
+        Program::Burn { go, user_ms, system_ms, loopback_ms, memory_mib, connections, unread_bytes, end } => {
+            let _holding = burn::Holding::take(memory_mib << 20, connections, unread_bytes)?;
             let [user, system, loopback] = [user_ms, system_ms, loopback_ms].map(Duration::from_millis);
             let spent = burn::run(&go, burn::Plan { user, system, loopback })?;
             say(&serde_json::to_string(&spent)?)?;

@@ -103,7 +103,13 @@ fn cost(steps: u64) -> ProxyCost {
     };
     let memory = Memory { rss_bytes: 40 << 20, rss_peak_bytes: 41 << 20, ..Memory::default() };
     let opened = Opened { plain: steps, tls: 2 * steps, mutual_tls: 3 * steps };
-    ProxyCost { cpu: CpuCost { counted, run_queue_wait }, bytes, opened, memory, throttling: None }
+    ProxyCost {
+        cpu: CpuCost { counted, run_queue_wait, irq_time_apart: false },
+        bytes,
+        opened,
+        memory,
+        throttling: None,
+    }
 }
 
 /// From 1 ns to 0.5 s, evenly on a logarithmic scale; the next of a fixed sequence.

@@ -13,6 +13,8 @@ $busybox mount -t proc none /proc
 $busybox mount -t sysfs none /sys
 $busybox mount -t securityfs none /sys/kernel/security
 $busybox mount -t tmpfs none /run
+$busybox mount -t cgroup2 none /sys/fs/cgroup
+echo "+cpu +memory" >/sys/fs/cgroup/cgroup.subtree_control
 $busybox --install -s /bin
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 ip link set lo up

@@ -12,7 +12,7 @@ use super::Part;
 use crate::step;
 
 /// What the linker, the bed and the tests need.
-const PACKAGES: [&str; 15] = [
+const PACKAGES: [&str; 16] = [
     // bpf-linker links against it.
     "llvm-22-dev",
     "libpolly-22-dev",
@@ -32,6 +32,7 @@ const PACKAGES: [&str; 15] = [
     "python3",
     "python3-venv",
     "tshark",
+    "linux-perf",
 ];
 
 /// A compiler with its matching sources: `core` is built from them for the BPF target.
