@@ -10,6 +10,7 @@ use crate::cgroup::Container;
 use crate::histogram::Histogram;
 use crate::hop::{Direction, SERIES, Segment};
 use crate::identity::Identity;
+use crate::kubernetes::{Cluster, Pod};
 use crate::memory::Memory;
 use crate::node::Node;
 use crate::probe::Verdict;
@@ -37,6 +38,9 @@ pub struct Document {
     pub window: Span,
     /// Where, and what the node used.
     pub node: DocumentNode,
+    /// What the API server says of the cluster; absent where it is not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Cluster>,
     /// With which programs.
     pub hooks: Vec<Hook>,
     /// Which proxies were there, idle ones included.
@@ -106,6 +110,9 @@ pub struct ProxyMatching {
     /// Its container, as far as its control group tells.
     #[serde(flatten)]
     pub container: Container,
+    /// Its pod by name; absent where nobody names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     /// CPU time; absent where it is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Cpu>,
@@ -169,18 +176,25 @@ pub struct SelfCost {
 
 impl Document {
     /// The document of one closed window.
-    pub fn new(window: &Window, node: Node, run_id: &str, agent_version: &str) -> Self {
+    pub fn new(
+        window: &Window,
+        node: Node,
+        kubernetes: Option<Cluster>,
+        run_id: &str,
+        agent_version: &str,
+    ) -> Self {
         let mut matching = Matching::default();
         window.proxies.iter().for_each(|proxy| matching.add(&proxy.matching));
         let measured = Measured::in_window(window);
         let seconds = window.seconds();
         Self {
             schema_version: SCHEMA_VERSION,
-            warnings: warning::of(window),
+            warnings: warning::of(window, kubernetes.as_ref()),
             run_id: run_id.to_owned(),
             agent_version: agent_version.to_owned(),
             window: Span { start: window.opened, end: window.closed, seconds },
             node: DocumentNode { identity: node, cost: NodeCost::new(window, measured) },
+            kubernetes,
             hooks: window.programs.iter().map(Hook::new).collect(),
             proxies: window
                 .proxies
@@ -203,7 +217,7 @@ impl Hook {
 
 impl ProxyMatching {
     fn new(proxy_window: &ProxyWindow, seconds: f64, measured: Measured) -> Self {
-        let Proxy { name, pid, exe, container, identity, .. } = &proxy_window.proxy;
+        let Proxy { name, pid, exe, container, pod, identity, .. } = &proxy_window.proxy;
         let cpu = Cpu::new(proxy_window, seconds, measured);
         let requests = Requests::new(proxy_window, cpu.as_ref(), seconds);
         Self {
@@ -214,6 +228,7 @@ impl ProxyMatching {
             unix_connections: proxy_window.unix,
             identity: identity.clone(),
             container: container.clone(),
+            pod: pod.clone(),
             cpu,
             memory: proxy_window.cost.memory,
             requests,

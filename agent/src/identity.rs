@@ -8,6 +8,8 @@ use object::{Object as _, read};
 use procfs::process::Process;
 use serde::Serialize;
 
+use crate::kubernetes::Pod;
+
 /// What is known of a proxy. What does not show is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Identity {
@@ -46,9 +48,9 @@ pub enum Kind {
     Ztunnel,
 }
 
-/// A mesh, by its name in SMP's `ServiceMesh.Type`. Not reached by what shows of a process: `OCTARINE`, `NETWORK_SERVICE_MESH`
-/// (no proxy that forwards TCP), `TANZU` (its proxies are Istio's), `OPEN_SERVICE_MESH` and `NGINX_SERVICE_MESH` (theirs are
-/// called as any other Envoy and NGINX).
+/// A mesh, by its name in SMP's `ServiceMesh.Type`. Not reached: `OCTARINE`, `NETWORK_SERVICE_MESH` (no proxy that forwards TCP),
+/// `TANZU` (it installs Istio's own proxies, nothing of theirs is named otherwise). `OPEN_SERVICE_MESH` and `NGINX_SERVICE_MESH`
+/// are reached with the API server's help only: their proxies are called as any other Envoy and NGINX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Mesh {
@@ -64,6 +66,10 @@ pub enum Mesh {
     Kuma,
     /// Linkerd.
     Linkerd,
+    /// NGINX Service Mesh.
+    NginxServiceMesh,
+    /// Open Service Mesh.
+    OpenServiceMesh,
     /// Traefik Mesh.
     TraefikMesh,
 }
@@ -78,8 +84,54 @@ pub enum Role {
     NodeProxy,
     /// For the services of a namespace.
     Waypoint,
-    /// At the edge.
+    /// At the edge; for requests that come in, as far as it shows.
     Gateway,
+    /// At the edge, for requests that go out.
+    EgressGateway,
+}
+
+/// Labels of a pod that tell what a proxy in it is, all of them documented by those who set them.
+pub const TELLING_LABELS: [&str; 6] = [
+    // Istio's charts and its controller of Gateway resources.
+    "istio",
+    "gateway.istio.io/managed",
+    // Envoy Gateway.
+    "gateway.envoyproxy.io/owning-gateway-name",
+    // Open Service Mesh, on each pod that it has given a proxy.
+    "osm-proxy-uuid",
+    // Consul on Kubernetes: its injector and its chart's gateways.
+    "consul.hashicorp.com/connect-inject-status",
+    "component",
+];
+
+impl Mesh {
+    /// As results write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AppMesh => "APP_MESH",
+            Self::CiliumServiceMesh => "CILIUM_SERVICE_MESH",
+            Self::Consul => "CONSUL",
+            Self::Istio => "ISTIO",
+            Self::Kuma => "KUMA",
+            Self::Linkerd => "LINKERD",
+            Self::NginxServiceMesh => "NGINX_SERVICE_MESH",
+            Self::OpenServiceMesh => "OPEN_SERVICE_MESH",
+            Self::TraefikMesh => "TRAEFIK_MESH",
+        }
+    }
+}
+
+impl Role {
+    /// As results write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sidecar => "sidecar",
+            Self::NodeProxy => "node_proxy",
+            Self::Waypoint => "waypoint",
+            Self::Gateway => "gateway",
+            Self::EgressGateway => "egress_gateway",
+        }
+    }
 }
 
 /// What shows of a process.
@@ -185,6 +237,56 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// Adds what the proxy's pod tells. What the process itself shows stays.
+    pub fn learn(&mut self, pod: &Pod) {
+        let label = |name: &str| pod.labels.get(name).map(String::as_str);
+        let container = pod.container.as_deref();
+        let (mesh, role) = match (self.kind, self.mesh) {
+            (Some(Kind::Envoy), Some(Mesh::Istio)) => (None, istio_role(label)),
+            (Some(Kind::Envoy), Some(Mesh::Consul)) => (None, consul_role(label)),
+            (Some(Kind::Envoy), Some(Mesh::Kuma)) => {
+                (None, (container == Some("kuma-sidecar")).then_some(Role::Sidecar))
+            }
+            (Some(Kind::Envoy), None) if label("osm-proxy-uuid").is_some() && container == Some("envoy") => {
+                (Some(Mesh::OpenServiceMesh), Some(Role::Sidecar))
+            }
+            (Some(Kind::Envoy), None) if label("gateway.envoyproxy.io/owning-gateway-name").is_some() => {
+                (None, Some(Role::Gateway))
+            }
+            (Some(Kind::Nginx), None) if container == Some("nginx-mesh-sidecar") => {
+                (Some(Mesh::NginxServiceMesh), Some(Role::Sidecar))
+            }
+            _ => (None, None),
+        };
+        self.mesh = self.mesh.or(mesh);
+        // Istio's own word for both kinds of gateway is `router`.
+        if self.role.is_none() || (self.role, role) == (Some(Role::Gateway), Some(Role::EgressGateway)) {
+            self.role = role.or(self.role);
+        }
+    }
+}
+
+fn istio_role<'a>(label: impl Fn(&str) -> Option<&'a str>) -> Option<Role> {
+    match (label("gateway.istio.io/managed"), label("istio")) {
+        (Some("istio.io-mesh-controller"), _) => Some(Role::Waypoint),
+        (_, Some("egressgateway")) => Some(Role::EgressGateway),
+        (Some("istio.io-gateway-controller"), _) | (_, Some("ingressgateway" | "eastwestgateway")) => {
+            Some(Role::Gateway)
+        }
+        _ => None,
+    }
+}
+
+fn consul_role<'a>(label: impl Fn(&str) -> Option<&'a str>) -> Option<Role> {
+    match (label("component"), label("consul.hashicorp.com/connect-inject-status")) {
+        (Some("ingress-gateway" | "api-gateway" | "mesh-gateway"), _) => Some(Role::Gateway),
+        (Some("terminating-gateway"), _) => Some(Role::EgressGateway),
+        (_, Some("injected")) => Some(Role::Sidecar),
+        _ => None,
+    }
+}
+
 fn mesh(facts: &Facts, kind: Option<Kind>) -> (Option<Mesh>, Option<Role>) {
     // Istio's agent starts Envoy and names what it is: `sidecar~10.1.2.3~pod.namespace~...`.
     let node = facts.argument("--service-node").unwrap_or_default();
@@ -241,93 +343,4 @@ fn process(pid: u32) -> Option<Process> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-
-    fn facts(name: &str) -> Facts {
-        Facts { name: name.to_owned(), ..Facts::default() }
-    }
-
-    fn arguments(text: &str) -> Vec<String> {
-        text.split(' ').map(str::to_owned).collect()
-    }
-
-    fn found(facts: &Facts) -> (Option<Kind>, Option<Mesh>, Option<Role>) {
-        let Identity { kind, mesh, role, .. } = Identity::of(facts);
-        (kind, mesh, role)
-    }
-
-    #[test]
-    fn every_proxy_by_what_shows_of_it() {
-        let istio = |node: &str| Facts {
-            arguments: arguments(&format!(
-                "/usr/local/bin/envoy -c etc/istio/proxy/envoy-rev.json --service-node {node} --concurrency 2"
-            )),
-            ancestors: vec!["pilot-agent".into()],
-            ..facts("envoy")
-        };
-        let (envoy, istio_mesh) = (Some(Kind::Envoy), Some(Mesh::Istio));
-        let node = "~10.1.2.3~httpbin-1.default~default.svc.cluster.local";
-        assert_eq!(found(&istio(&format!("sidecar{node}"))), (envoy, istio_mesh, Some(Role::Sidecar)));
-        assert_eq!(found(&istio(&format!("router{node}"))), (envoy, istio_mesh, Some(Role::Gateway)));
-        assert_eq!(found(&istio(&format!("waypoint{node}"))), (envoy, istio_mesh, Some(Role::Waypoint)));
-        assert_eq!(found(&facts("ztunnel")), (Some(Kind::Ztunnel), istio_mesh, Some(Role::NodeProxy)));
-        let linkerd = (Some(Kind::LinkerdProxy), Some(Mesh::Linkerd), Some(Role::Sidecar));
-        assert_eq!(found(&facts("linkerd2-proxy")), linkerd);
-        let cilium = (envoy, Some(Mesh::CiliumServiceMesh), Some(Role::NodeProxy));
-        assert_eq!(found(&facts("cilium-envoy")), cilium);
-        let started_by = |name: &str| Facts { ancestors: vec!["sh".into(), name.into()], ..facts("envoy") };
-        assert_eq!(found(&started_by("consul-dataplane")), (envoy, Some(Mesh::Consul), None));
-        assert_eq!(found(&started_by("kuma-dp")), (envoy, Some(Mesh::Kuma), None));
-        let app_mesh = Facts { variables: vec!["APPMESH_RESOURCE_ARN".into()], ..facts("envoy") };
-        assert_eq!(found(&app_mesh), (envoy, Some(Mesh::AppMesh), None));
-        let traefik = (Some(Kind::Traefik), Some(Mesh::TraefikMesh), Some(Role::NodeProxy));
-        assert_eq!(found(&facts("traefik-mesh")), traefik);
-        for plain in ["envoy", "nginx", "haproxy", "traefik"] {
-            let (kind, mesh, role) = found(&facts(plain));
-            assert!(kind.is_some() && mesh.is_none() && role.is_none(), "{plain}");
-        }
-        assert_eq!(found(&facts("toy")), (None, None, None));
-    }
-
-    #[test]
-    fn workers_are_counted_where_they_show() {
-        let threads = ["envoy", "dispatcher", "wrk:worker_0", "wrk:worker_1"].map(str::to_owned).into();
-        assert_eq!(Identity::of(&Facts { threads, ..facts("envoy") }).workers, Some(2));
-        assert_eq!(Identity::of(&Facts { other_processes: 4, ..facts("nginx") }).workers, Some(4));
-        assert_eq!(Identity::of(&facts("nginx")).workers, Some(1), "without a master");
-        assert_eq!(Identity::of(&facts("haproxy")).workers, None);
-    }
-
-    #[test]
-    fn an_argument_in_both_forms() {
-        let facts = Facts { arguments: arguments("envoy --service-node=a --mode serve"), ..facts("envoy") };
-        assert_eq!(facts.argument("--service-node"), Some("a"));
-        assert_eq!(facts.argument("--mode"), Some("serve"));
-        assert_eq!(facts.argument("--other"), None);
-    }
-
-    #[test]
-    fn this_process_shows_something() {
-        let facts = Facts::of(std::process::id(), "toy", 1);
-        assert!(
-            !facts.arguments.is_empty() && !facts.threads.is_empty() && !facts.ancestors.is_empty(),
-            "{facts:?}"
-        );
-    }
-
-    #[test]
-    fn the_build_id_is_the_one_that_binutils_read() {
-        let mut sleep = Command::new("sleep").arg("60").spawn().unwrap();
-        let exe = format!("/proc/{}/exe", sleep.id());
-        let notes = Command::new("readelf").args(["--notes", &exe]).output().unwrap();
-        let found = build_id(sleep.id());
-        sleep.kill().unwrap();
-        sleep.wait().unwrap();
-        let notes = String::from_utf8(notes.stdout).unwrap();
-        let (_, id) = notes.split_once("Build ID: ").unwrap();
-        assert_eq!(found.as_deref(), id.lines().next());
-    }
-}
+mod tests;

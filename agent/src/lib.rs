@@ -16,6 +16,7 @@ pub mod exposition;
 pub mod histogram;
 pub mod hop;
 pub mod identity;
+pub mod kubernetes;
 pub mod measure;
 pub mod memory;
 pub mod node;

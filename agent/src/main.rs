@@ -19,7 +19,9 @@ async fn main() -> ExitCode {
             return code;
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,smp_agent=info"));
+    // kube says each failure each time; here it is said once.
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off,kube_runtime=off,smp_agent=info"));
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())

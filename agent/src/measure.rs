@@ -17,6 +17,7 @@ use crate::clock::Instant as Now;
 use crate::discover::{self, DiscoverError, Found, Target};
 use crate::drain::{self, Looked};
 use crate::identity::{Facts, Identity};
+use crate::kubernetes::{self, Names};
 use crate::memory::Memory;
 use crate::probe::{Options, ProbeError, Probes};
 use crate::window::{Proxy, Snapshot, UnixConnections};
@@ -59,6 +60,7 @@ pub struct Measurement {
     refused: HashSet<u32>,
     settle_ticks: u32,
     breaker: Option<Breaker>,
+    names: Option<Names>,
     begun: Snapshot,
 }
 
@@ -88,8 +90,12 @@ impl Look {
 
 impl Measurement {
     /// Finds the proxies, attaches the probes and follows what was found. With no `targets` all known proxies
-    /// are followed, those that begin later too. Must be called inside a tokio runtime.
-    pub fn start(options: &Options, targets: Vec<Target>) -> Result<Self, MeasureError> {
+    /// are followed, those that begin later too; their pods are called by `names`. Must be called inside a tokio runtime.
+    pub fn start(
+        options: &Options,
+        targets: Vec<Target>,
+        names: Option<Names>,
+    ) -> Result<Self, MeasureError> {
         // A proxy that is not there is said before anything is loaded.
         let found = discover::scan(&targets)?;
         let mut probes = Probes::attach(options)?;
@@ -113,6 +119,7 @@ impl Measurement {
             refused: HashSet::new(),
             settle_ticks: 0,
             breaker: options.max_cores.map(Breaker::new),
+            names,
         };
         found.iter().try_for_each(|found| new.follow(found))?;
         new.look()?;
@@ -135,17 +142,32 @@ impl Measurement {
         Ok(drain::snapshot(&self.probes, &self.proxies, &self.looked(), Now::now())?)
     }
 
-    /// Detaches the probes and returns the counters as they stand still.
-    pub fn finish(mut self) -> Result<Snapshot, MeasureError> {
+    /// Detaches the probes and returns the counters as they stand still, and the names that have come.
+    pub fn finish(mut self) -> Result<(Snapshot, Option<Names>), MeasureError> {
         let now = Now::now();
         self.probes.detach()?;
+        self.name_pods();
         self.look_again();
         self.look_at_memory();
         for slot in 0..self.looks.len() {
             let pids = self.pids(slot);
             self.looks[slot].memory.look_at_shared(&pids);
         }
-        Ok(drain::snapshot(&self.probes, &self.proxies, &self.looked(), now)?)
+        let closed = drain::snapshot(&self.probes, &self.proxies, &self.looked(), now)?;
+        Ok((closed, self.names))
+    }
+
+    /// Asks for the pods that are not known, or not by the best source.
+    fn name_pods(&mut self) {
+        let Some(names) = &self.names else { return };
+        for proxy in &mut self.proxies {
+            if !proxy.pod.as_ref().is_some_and(kubernetes::Pod::is_complete)
+                && let Some(pod) = names.pod(&proxy.container)
+            {
+                proxy.identity.learn(&pod);
+                proxy.pod = Some(pod);
+            }
+        }
     }
 
     fn looked(&self) -> Vec<Looked> {
@@ -183,6 +205,7 @@ impl Measurement {
     /// To be called about once a second.
     pub fn tick(&mut self) -> Result<(), MeasureError> {
         self.check_cost()?;
+        self.name_pods();
         if self.next_memory_look <= Instant::now() {
             self.look_at_memory();
         }
@@ -320,8 +343,10 @@ impl Measurement {
         let look = Look::new(pid);
         let identity = Identity::of(&Facts::of(pid, &name, found.members.len() as u32));
         let container = look.cgroup.container.clone();
-        self.proxies.push(Proxy { slot, pid, name, exe, container, identity });
+        let pod = kubernetes::of_process(pid);
+        self.proxies.push(Proxy { slot, pid, name, exe, container, pod, identity });
         self.looks.push(look);
+        self.name_pods();
         Some(slot)
     }
 

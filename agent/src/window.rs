@@ -13,6 +13,7 @@ use crate::cgroup::{Container, Throttling};
 use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
 use crate::identity::Identity;
+use crate::kubernetes::Pod;
 use crate::memory::Memory;
 use crate::probe::Verdict;
 use crate::probe::programs::Hook;
@@ -31,6 +32,8 @@ pub struct Proxy {
     pub exe: PathBuf,
     /// The container it is in, by its control group.
     pub container: Container,
+    /// The pod it is in, as far as it is known.
+    pub pod: Option<Pod>,
     /// What it is.
     pub identity: Identity,
 }

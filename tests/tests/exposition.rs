@@ -72,6 +72,7 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
             ("smp_messages_lost", "counter", ""),
             ("smp_messages_seen", "counter", ""),
             ("smp_node_cpu_seconds", "counter", "seconds"),
+            ("smp_proxy", "info", ""),
             ("smp_proxy_context_switches", "counter", ""),
             ("smp_proxy_cpu_seconds", "counter", "seconds"),
             ("smp_proxy_network_bytes", "counter", "bytes"),
@@ -103,6 +104,8 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
         let waits = families["smp_proxy_run_queue_wait_seconds"]
             .value("smp_proxy_run_queue_wait_seconds_count", &name)?;
         same(waits, proxy.cost.cpu.run_queue_wait.count() as f64);
+        let pod = proxy.proxy.pod.as_ref().map_or("", |pod| &pod.name);
+        same(families["smp_proxy"].value("smp_proxy_info", &[name[0], ("pod", pod)])?, 1.0);
     }
     Ok(())
 }

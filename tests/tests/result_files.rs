@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use bed::python;
 use serde_json::{Value, json};
 use smp_agent::document::Document;
+use smp_agent::kubernetes::{Cluster, Owner, Workload};
 use smp_agent::node::Node;
 use smp_agent::result_files::{OVERHEAD_JSON, RESULT_JSON, RESULT_YAML, write_all};
 use smp_agent::smp::{SmpResult, Test};
@@ -26,8 +27,19 @@ fn document() -> Document {
         cpus: Some(2),
         mem_bytes: Some(8_342_589_440),
     };
+    let cluster = Cluster {
+        node: "node-a.example".into(),
+        version: Some("v1.20.2".into()),
+        instance_type: Some("bed.small".into()),
+        workloads: vec![Workload {
+            namespace: "shop".into(),
+            owner: Owner { kind: "Deployment".into(), name: "cart".into() },
+            pods: 2,
+        }],
+        trouble: None,
+    };
     let window = Window::between(&synthetic::snapshot(1), &synthetic::snapshot(3));
-    Document::new(&window, node, "0d3f9a52-4f4e-4f7c-9a55-58a7c0f1f2aa", "0.1.0")
+    Document::new(&window, node, Some(cluster), "0d3f9a52-4f4e-4f7c-9a55-58a7c0f1f2aa", "0.1.0")
 }
 
 /// A directory with the files of the synthetic measurement and the descriptors of `agent/proto`.
@@ -72,6 +84,17 @@ fn every_message_parses_strictly_and_yaml_says_the_same() -> Result<()> {
     let dir = written()?;
     // Config, mesh, environment; eight series of one proxy and four of another.
     ensure!(strict(dir.path())?.trim() == "17");
+    let result: Value = serde_json::from_slice(&fs::read(dir.path().join(RESULT_JSON))?)?;
+    for of_the_cluster in [
+        "/mesh/ingress_gateway/count",
+        "/mesh/sidecar/count",
+        "/mesh/application_metadata/application_version",
+        "/environment/kubernetes_version",
+        "/environment/nodes/0/type",
+        "/environment/individual_workloads/0/count",
+    ] {
+        ensure!(result.pointer(of_the_cluster).is_some(), "nothing at {of_the_cluster}");
+    }
     Ok(())
 }
 

@@ -41,7 +41,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         let _stop_or_gone = stopped.await;
     }));
 
-    let mut measurement = Measurement::start(&args.measure.options(), args.measure.targets())?;
+    let names = args.measure.names().await?;
+    let mut measurement = Measurement::start(&args.measure.options(), args.measure.targets(), names)?;
     info!("measuring {} proxies; metrics on http://{address}/metrics", measurement.proxies().len());
     let mut drains = interval(DRAIN_INTERVAL);
     drains.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -63,7 +64,8 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
             }
         }
     }
-    latest.send_replace(Some(Arc::new(measurement.finish()?)));
+    let (closed, _names) = measurement.finish()?;
+    latest.send_replace(Some(Arc::new(closed)));
     let _already_stopped = stop.send(());
     if let Ok(ended) = tokio::time::timeout(STOP_GRACE, server).await {
         ended.map_err(|error| CliError::Serve(error.into()))?.map_err(CliError::Serve)?;

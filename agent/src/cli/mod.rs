@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 
 use crate::discover::{DiscoverError, Target};
+use crate::kubernetes::{KubernetesError, Mode, Names};
 use crate::measure::MeasureError;
 use crate::probe::{Options, ProbeError};
 use crate::result_files::WriteError;
@@ -61,6 +62,12 @@ struct MeasureArgs {
     /// seconds, what costs most is not measured any more: softirqs, CPU time or hops. The result says so.
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     max_cpu: Option<f64>,
+    /// Name pods, namespaces and owners by asking the API server: auto does so in a pod, on elsewhere too, as kubectl.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Mode::Auto)]
+    kubernetes: Mode,
+    /// This node's name in the cluster [without it: `NODE_NAME` of the environment, else the host's name].
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
     #[command(flatten)]
     probes: ProbeArgs,
 }
@@ -72,6 +79,8 @@ enum CliError {
     Measure(#[from] MeasureError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     #[error("hops cannot be measured on this kernel: {0}")]
     Doctor(String),
     #[error("running {command}: {source}; give the command's path, or check its spelling")]
@@ -121,6 +130,13 @@ impl MeasureArgs {
     fn targets(&self) -> Vec<Target> {
         self.proxy.iter().map(|text| Target::parse(text)).collect()
     }
+
+    async fn names(&self) -> Result<Option<Names>, KubernetesError> {
+        let given = self.node_name.clone().or_else(|| std::env::var("NODE_NAME").ok());
+        // The kubelet calls its node as the host, in small letters, unless it is told another name.
+        let host = || rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+        Names::start(self.kubernetes, &given.filter(|name| !name.is_empty()).unwrap_or_else(host)).await
+    }
 }
 
 /// Exit code of bad usage, `EX_USAGE`.
@@ -131,6 +147,7 @@ const EX_OSERR: u8 = 71;
 const EX_CANTCREAT: u8 = 73;
 const EX_IOERR: u8 = 74;
 const EX_NOPERM: u8 = 77;
+const EX_CONFIG: u8 = 78;
 /// As shells do.
 const COMMAND_NOT_EXECUTABLE: u8 = 126;
 const COMMAND_NOT_FOUND: u8 = 127;
@@ -144,6 +161,7 @@ impl CliError {
             Self::Measure(MeasureError::Probe(ProbeError::Capability { .. })) => EX_NOPERM,
             Self::Measure(MeasureError::Probe(_)) | Self::Doctor(_) => EX_UNAVAILABLE,
             Self::Write(_) => EX_CANTCREAT,
+            Self::Kubernetes(_) => EX_CONFIG,
             Self::Command { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 COMMAND_NOT_FOUND
             }

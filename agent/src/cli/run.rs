@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{CliError, Format, MeasureArgs};
 use crate::document::Document;
+use crate::kubernetes::Names;
 use crate::measure::Measurement;
 use crate::node::Node;
 use crate::report::table;
@@ -58,18 +59,20 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
         result_files::ensure_writable(folder)?;
     }
     let mut signals = Signals::new().map_err(CliError::Signal)?;
-    let mut measurement = Measurement::start(&args.measure.options(), args.measure.targets())?;
+    let names = args.measure.names().await?;
+    let mut measurement = Measurement::start(&args.measure.options(), args.measure.targets(), names)?;
     let opened = measurement.begun().clone();
     let mut command = start(&args)?;
     let limit = args.window.or_else(|| command.is_none().then_some(DEFAULT_WINDOW));
     let end = wait(&mut measurement, &mut signals, command.as_mut(), limit).await;
     // The window is closed before anything else is done, also when waiting failed.
-    let closed = measurement.finish()?;
+    let (closed, names) = measurement.finish()?;
     let end = end?;
 
     let window = Window::between(&opened, &closed);
     let run_id = Uuid::new_v4().to_string();
-    let document = Document::new(&window, Node::read(), &run_id, env!("CARGO_PKG_VERSION"));
+    let cluster = names.as_ref().map(Names::cluster);
+    let document = Document::new(&window, Node::read(), cluster, &run_id, env!("CARGO_PKG_VERSION"));
     if let Some(folder) = &args.out {
         let load_generator = args.command.first().cloned();
         let result = SmpResult::new(&document, &Test { load_generator, ..Test::default() });

@@ -9,6 +9,7 @@ use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
 use crate::hop::series_index;
 use crate::identity::Identity;
+use crate::kubernetes::{Owner, Source, Workload};
 use crate::memory::Memory;
 use crate::usage::Usage;
 use crate::window::{Bytes, Opened, ProxyCost};
@@ -65,6 +66,7 @@ pub(crate) fn window() -> Window {
         name: name.into(),
         exe: format!("/usr/bin/{name}").into(),
         container: Container::default(),
+        pod: None,
         identity: Identity::default(),
     };
     let program = |program, verdict, run_count| ProgramRun {
@@ -122,7 +124,41 @@ pub(crate) fn node() -> Node {
 }
 
 pub(crate) fn document(window: &Window) -> Document {
-    Document::new(window, node(), "run-1", "0.1.0")
+    Document::new(window, node(), None, "run-1", "0.1.0")
+}
+
+/// As [`document`], with what an API server says.
+pub(crate) fn document_in(window: &Window, cluster: Cluster) -> Document {
+    Document::new(window, node(), Some(cluster), "run-1", "0.1.0")
+}
+
+pub(crate) fn cluster() -> Cluster {
+    Cluster {
+        node: "node-a".into(),
+        version: Some("v1.20.2".into()),
+        instance_type: Some("bed.small".into()),
+        workloads: vec![Workload {
+            namespace: "shop".into(),
+            owner: Owner { kind: "Deployment".into(), name: "cart".into() },
+            pods: 3,
+        }],
+        trouble: None,
+    }
+}
+
+pub(crate) fn pod() -> Pod {
+    Pod {
+        name: "cart-5d9f-abcde".into(),
+        namespace: "shop".into(),
+        uid: Some("6f9f0e57-3b5a-4a3e-9d0b-0d8f1c2b3a4d".into()),
+        node: Some("node-a".into()),
+        owner: Some(Owner { kind: "Deployment".into(), name: "cart".into() }),
+        container: Some("istio-proxy".into()),
+        image: Some("docker.io/istio/proxyv2:1.24.0".into()),
+        application: BTreeMap::from([("name".into(), "cart".into()), ("version".into(), "2.3.1".into())]),
+        source: Source::Api,
+        labels: BTreeMap::new(),
+    }
 }
 
 fn keys(value: &Value) -> Vec<&str> {
@@ -193,6 +229,42 @@ fn runs_that_the_kernel_does_not_count_are_unknown() {
     window.programs.iter_mut().for_each(|run| (run.run_ns, run.run_count) = (0, 0));
     let json = serde_json::to_value(document(&window)).unwrap();
     assert_eq!(keys(&json["self"]), ["bpf_missed", "cpu_ns", "map_bytes", "rss_bytes"]);
+}
+
+#[test]
+fn a_pod_and_its_cluster() {
+    let mut window = window();
+    window.proxies[0].proxy.pod = Some(pod());
+    let json = serde_json::to_value(document_in(&window, cluster())).unwrap();
+    assert_eq!(
+        json["proxies"][0]["pod"],
+        json!({"name": "cart-5d9f-abcde", "namespace": "shop", "uid": "6f9f0e57-3b5a-4a3e-9d0b-0d8f1c2b3a4d",
+            "node": "node-a", "owner": {"kind": "Deployment", "name": "cart"}, "container": "istio-proxy",
+            "image": "docker.io/istio/proxyv2:1.24.0", "application": {"name": "cart", "version": "2.3.1"},
+            "source": "api"})
+    );
+    assert_eq!(json["proxies"][1].get("pod"), None);
+    assert_eq!(
+        json["kubernetes"],
+        json!({"node": "node-a", "version": "v1.20.2", "instance_type": "bed.small",
+            "workloads": [{"namespace": "shop", "kind": "Deployment", "name": "cart", "pods": 3}]})
+    );
+}
+
+#[test]
+fn why_a_pod_has_no_name_is_said_where_one_has_none() {
+    let trouble = Cluster { trouble: Some("pods are not named: for a reason".into()), ..cluster() };
+    let mut window = window();
+    let warnings = |window: &Window| document_in(window, trouble.clone()).warnings;
+    assert_eq!(warnings(&window), [""; 0], "no proxy is in a pod");
+    window.proxies[0].proxy.container.pod_uid = Some("6f9f0e57-3b5a-4a3e-9d0b-0d8f1c2b3a4d".into());
+    assert_eq!(warnings(&window), ["pods are not named: for a reason"]);
+    window.proxies[0].proxy.pod = Some(Pod { source: Source::Environment, ..pod() });
+    assert_eq!(warnings(&window), ["pods are not named: for a reason"]);
+    window.proxies[0].proxy.pod = Some(pod());
+    assert_eq!(warnings(&window), [""; 0]);
+    window.proxies[0].proxy.pod = None;
+    assert_eq!(document_in(&window, cluster()).warnings, [""; 0], "no trouble, or not yet");
 }
 
 #[test]

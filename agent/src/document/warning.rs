@@ -1,6 +1,7 @@
 //! What a reader must know before the numbers.
 
 use crate::histogram::Histogram;
+use crate::kubernetes::{Cluster, Source};
 use crate::probe::Verdict;
 use crate::window::{ProxyWindow, UnixConnections, Window};
 
@@ -8,7 +9,7 @@ use crate::window::{ProxyWindow, UnixConnections, Window};
 const UNACCOUNTED_SHARE: f64 = 0.01;
 
 /// One sentence per thing, the gravest first.
-pub(super) fn of(window: &Window) -> Vec<String> {
+pub(super) fn of(window: &Window, kubernetes: Option<&Cluster>) -> Vec<String> {
     let mut warnings = Vec::new();
     if window.proxies.is_empty() {
         warnings.push("no proxy was found on this node: name one with --proxy PID|NAME".to_owned());
@@ -45,6 +46,14 @@ pub(super) fn of(window: &Window) -> Vec<String> {
         )
     }));
     warnings.extend(window.proxies.iter().filter_map(clamped));
+    // Of a pod, but not from the API server.
+    let nameless = |proxy: &ProxyWindow| {
+        proxy.proxy.container.pod_uid.is_some()
+            && proxy.proxy.pod.as_ref().is_none_or(|pod| pod.source != Source::Api)
+    };
+    if window.proxies.iter().any(nameless) {
+        warnings.extend(kubernetes.and_then(|cluster| cluster.trouble.clone()));
+    }
     warnings
 }
 

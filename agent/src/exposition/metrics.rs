@@ -12,7 +12,9 @@ use super::Latest;
 use crate::document::verdict_and_reason;
 use crate::histogram::Histogram;
 use crate::hop::SERIES;
-use crate::window::{ProgramRun, ProxyWindow, Snapshot, UnixConnections};
+use crate::identity::{Mesh, Role};
+use crate::kubernetes::Pod;
+use crate::window::{ProgramRun, Proxy, ProxyWindow, Snapshot, UnixConnections};
 
 /// Upper bounds of the buckets, ns: 1-2-5 from 10 us to 10 s. A value within 0.79 % above one may count below it.
 const BOUNDS_NS: [u64; 19] = [
@@ -60,6 +62,7 @@ impl Collector for Metrics {
         let latest: Option<Arc<Snapshot>> = self.latest.borrow().clone();
         let Some(snapshot) = latest else { return Ok(()) };
         let proxies: Vec<_> = snapshot.proxies.iter().map(Labelled::new).collect();
+        page.proxies(&proxies)?;
         page.hops(&proxies)?;
         page.messages(&proxies)?;
         page.costs(&proxies, &snapshot)?;
@@ -107,6 +110,30 @@ impl Page<'_> {
     fn build(&mut self) -> Result<(), Error> {
         let mut family = self.family("smp_agent_build", None, MetricType::Info, "Version of the agent")?;
         family.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
+    }
+
+    /// One series for each proxy: what the others call by `proxy` and `pid`. What is unknown is empty.
+    fn proxies(&mut self, proxies: &[Labelled<'_>]) -> Result<(), Error> {
+        let help = "What a proxy is and which pod it is in";
+        let mut family = self.family("smp_proxy", None, MetricType::Info, help)?;
+        for proxy in proxies {
+            let Proxy { container, pod, identity, .. } = &proxy.window.proxy;
+            let owner = pod.as_ref().and_then(|pod| pod.owner.as_ref());
+            let of_pod =
+                |value: fn(&Pod) -> Option<&String>| pod.as_ref().and_then(value).map_or("", String::as_str);
+            let info = [
+                ("namespace", of_pod(|pod| Some(&pod.namespace))),
+                ("pod", of_pod(|pod| Some(&pod.name))),
+                ("container", of_pod(|pod| pod.container.as_ref())),
+                ("owner_kind", owner.map_or("", |owner| &owner.kind)),
+                ("owner", owner.map_or("", |owner| &owner.name)),
+                ("container_id", container.id.as_deref().unwrap_or_default()),
+                ("mesh", identity.mesh.map_or("", Mesh::as_str)),
+                ("role", identity.role.map_or("", Role::as_str)),
+            ];
+            family.encode_info(&proxy.with(info))?;
+        }
+        Ok(())
     }
 
     fn hops(&mut self, proxies: &[Labelled<'_>]) -> Result<(), Error> {

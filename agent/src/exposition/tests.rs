@@ -3,11 +3,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::document::tests::window;
+use crate::document::tests::{pod, window};
+use crate::identity::Mesh;
 use crate::window::{SelfUse, UnixConnections, Window};
 
 fn snapshot() -> Arc<Snapshot> {
     let Window { mut proxies, programs, beside, usage, .. } = window();
+    proxies[0].proxy.pod = Some(pod());
+    proxies[0].proxy.identity.mesh = Some(Mesh::Istio);
     proxies[1].unix = UnixConnections { downstream: 1, upstream: 16 };
     let at = Timestamp::from_second(1_800_000_000).unwrap();
     Arc::new(Snapshot {
@@ -41,6 +44,8 @@ fn values_of_a_snapshot() {
     let text = render(&latest).unwrap();
     assert_eq!(text, render(&latest).unwrap(), "a scrape resets nothing");
     for want in [
+        r#"smp_proxy_info{proxy="envoy",pid="4242",namespace="shop",pod="cart-5d9f-abcde",container="istio-proxy",owner_kind="Deployment",owner="cart",container_id="",mesh="ISTIO",role=""} 1"#,
+        r#"smp_proxy_info{proxy="nginx",pid="77",namespace="",pod="",container="",owner_kind="",owner="",container_id="",mesh="",role=""} 1"#,
         r#"smp_hop_latency_seconds_count{proxy="envoy",pid="4242",direction="request",segment="hop"} 1000"#,
         r#"smp_hop_latency_seconds_sum{proxy="envoy",pid="4242",direction="request",segment="hop"} 0.5005"#,
         r#"smp_messages_seen_total{proxy="envoy",pid="4242"} 1004"#,

@@ -26,7 +26,8 @@ pub fn render(document: &Document) -> String {
         out.push('\n');
     }
     for proxy in &document.proxies {
-        line(&mut out, &format!("{} (pid {}, {}), latencies in us", proxy.proxy, proxy.pid, proxy.exe));
+        let pod = proxy.pod.as_ref().map_or_else(String::new, |pod| format!(" in {}", pod.full_name()));
+        line(&mut out, &format!("{} (pid {}, {}){pod}, latencies in us", proxy.proxy, proxy.pid, proxy.exe));
         let mut hops =
             document.hops.iter().filter(|hop| hop.pid == proxy.pid && hop.proxy == proxy.proxy).peekable();
         if hops.peek().is_none() {
@@ -262,6 +263,7 @@ mod tests {
     use super::*;
     use crate::document::tests::{document, window};
     use crate::hop::{Direction, Segment, series_index};
+    use crate::kubernetes::Pod;
 
     #[test]
     fn whole_report() {
@@ -293,6 +295,16 @@ measuring cost: BPF 1.80 us and 18.0 runs per crossing (100 ns a run); agent CPU
 ";
         let got = render(&document(&window()));
         assert_eq!(got, want);
+    }
+
+    #[test]
+    fn a_pod_is_in_the_title() {
+        let mut window = window();
+        let (name, namespace) = ("cart-0".to_owned(), "shop".to_owned());
+        window.proxies[0].proxy.pod = Some(Pod { name, namespace, ..Pod::default() });
+        let report = render(&document(&window));
+        let title = "envoy (pid 4242, /usr/bin/envoy) in shop/cart-0, latencies in us\n";
+        assert!(report.starts_with(title), "{report}");
     }
 
     #[test]

@@ -100,9 +100,15 @@ pub struct ServiceMeshConfig {
     /// The mesh, if all proxies that show one show the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mesh_type: Option<MeshType>,
-    /// The proxies.
+    /// The proxies at the edge that take requests in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sidecar: Option<Sidecars>,
+    pub ingress_gateway: Option<Proxies>,
+    /// The proxies that are not at the edge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<Proxies>,
+    /// The application, if all proxies that name one serve the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application_metadata: Option<ApplicationMetadata>,
     /// The run's id.
     pub exp_uuid: String,
 }
@@ -115,9 +121,9 @@ pub struct MeshType {
     pub name: Mesh,
 }
 
-/// All proxies together.
+/// Proxies of one part together; `Sidecar` and `IngressGateway` have the same fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Sidecars {
+pub struct Proxies {
     /// How many.
     pub count: i32,
     /// CPU time, thousandths of a CPU.
@@ -132,6 +138,16 @@ pub struct Sidecars {
     pub bps: Option<i32>,
 }
 
+/// What the proxies serve, by `app.kubernetes.io/*`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ApplicationMetadata {
+    /// `name`.
+    pub application_name: String,
+    /// `version`, if all have the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub application_version: Option<String>,
+}
+
 /// Where it ran.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EnvironmentConfig {
@@ -141,13 +157,31 @@ pub struct EnvironmentConfig {
     pub id: String,
     /// The node's name and system.
     pub labels: BTreeMap<String, String>,
+    /// Version of the API server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes_version: Option<String>,
     /// The node.
     pub nodes: Vec<EnvironmentNode>,
+    /// What runs on it, by owner.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub individual_workloads: Vec<IndividualWorkload>,
+}
+
+/// Pods of one owner. Their CPU time and memory are not measured, so `cpu_mcores` and `mem_mb` stay unset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IndividualWorkload {
+    /// `namespace/name` of the owner.
+    pub name: String,
+    /// How many of its pods run on the node.
+    pub count: i32,
 }
 
 /// A node's size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EnvironmentNode {
+    /// What its provider calls its kind.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     /// CPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cores: Option<i32>,

@@ -16,10 +16,12 @@ use uuid::Uuid;
 
 use crate::document::{Document, ProxyMatching};
 use crate::hop::{Direction, Segment};
+use crate::identity::Role;
+use crate::kubernetes::Pod;
 use crate::window::{Bytes, Opened};
 use message::{
-    Client, EnvironmentConfig, EnvironmentNode, Latency, MeshType, PerformanceTestConfig,
-    PerformanceTestResult, ServiceMeshConfig, Sidecars,
+    ApplicationMetadata, Client, EnvironmentConfig, EnvironmentNode, IndividualWorkload, Latency, MeshType,
+    PerformanceTestConfig, PerformanceTestResult, Proxies, ServiceMeshConfig,
 };
 
 /// Release of the specification whose fields these are.
@@ -133,13 +135,16 @@ fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
     let proxies: Vec<_> =
         document.proxies.iter().map(|proxy| format!("{}:{}", proxy.proxy, proxy.pid)).collect();
     let mut labels = vec![("node", document.node.identity.name.clone())];
-    let sidecar = sidecars(document);
+    let of_role = |of: fn(Option<Role>) -> bool| together(document, |proxy| of(proxy.identity.role));
+    let ingress_gateway = of_role(|role| role == Some(Role::Gateway));
+    let sidecar = of_role(|role| !matches!(role, Some(Role::Gateway | Role::EgressGateway)));
     if !proxies.is_empty() {
         labels.push(("proxies", proxies.join(",")));
-        labels.push((
-            "sidecar-scope",
-            "total of this node's proxies; bps is bytes per second, mem is resident".to_owned(),
-        ));
+    }
+    for (name, proxies) in [("ingress-gateway-scope", ingress_gateway), ("sidecar-scope", sidecar)] {
+        let of = if name == "sidecar-scope" { "proxies but gateways" } else { "gateways but egress ones" };
+        let scope = format!("total of this node's {of}; bps is bytes per second, mem is resident");
+        labels.extend(proxies.map(|_| (name, scope)));
     }
     let opened = opened(document);
     let all = opened.plain + opened.tls + opened.mutual_tls;
@@ -159,7 +164,9 @@ fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
             .map(str::to_owned),
         mesh_type: all_alike(document.proxies.iter().filter_map(|proxy| proxy.identity.mesh).map(Some))
             .map(|name| MeshType { name }),
+        ingress_gateway,
         sidecar,
+        application_metadata: application(document),
         exp_uuid: document.run_id.clone(),
     }
 }
@@ -189,16 +196,28 @@ fn all_alike<T: Copy + PartialEq>(mut values: impl Iterator<Item = Option<T>>) -
     values.all(|value| value == Some(first)).then_some(first)
 }
 
-/// All proxies of the node together, rounded as a whole and never beyond what the fields hold. Absent without proxies.
-fn sidecars(document: &Document) -> Option<Sidecars> {
-    let (proxies, seconds) = (&document.proxies, document.window.seconds);
-    let sum = |value: &dyn Fn(&ProxyMatching) -> f64| proxies.iter().map(value).sum::<f64>();
+/// What the proxies serve, if those that say so agree.
+fn application(document: &Document) -> Option<ApplicationMetadata> {
+    let labels = || {
+        let of_pods = document.proxies.iter().filter_map(|proxy| Some(&proxy.pod.as_ref()?.application));
+        of_pods.filter(|labels| labels.contains_key("name"))
+    };
+    let name = all_alike(labels().map(|labels| labels.get("name")))?;
+    let version = all_alike(labels().map(|labels| labels.get("version")));
+    Some(ApplicationMetadata { application_name: name.clone(), application_version: version.cloned() })
+}
+
+/// Some proxies of the node together, rounded as a whole and never beyond what the fields hold. Absent without any.
+fn together(document: &Document, of: impl Fn(&ProxyMatching) -> bool) -> Option<Proxies> {
+    let proxies: Vec<_> = document.proxies.iter().filter(|proxy| of(proxy)).collect();
+    let seconds = document.window.seconds;
+    let sum = |value: &dyn Fn(&ProxyMatching) -> f64| proxies.iter().map(|proxy| value(proxy)).sum::<f64>();
     let cores = proxies.iter().map(|proxy| Some(proxy.cpu.as_ref()?.cores)).sum::<Option<f64>>();
     let bytes = sum(&|proxy| {
         let Bytes { downstream_out, upstream_out, .. } = proxy.requests.bytes;
         (downstream_out + upstream_out) as f64
     });
-    (!proxies.is_empty()).then(|| Sidecars {
+    (!proxies.is_empty()).then(|| Proxies {
         count: saturated(proxies.len() as f64),
         cpu_mcores: cores.map(|cores| saturated(cores * 1e3)),
         mem_mb: saturated(sum(&|proxy| proxy.memory.rss_bytes as f64) / BYTES_PER_MB as f64),
@@ -218,14 +237,25 @@ fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
     let mut labels =
         vec![("node", node.name.clone()), ("kernel", node.kernel.clone()), ("arch", node.arch.clone())];
     labels.extend(node.os.clone().map(|os| ("os", os)));
+    let cluster = document.kubernetes.as_ref();
+    labels.extend(cluster.map(|cluster| ("kubernetes-node", cluster.node.clone())));
+    let workloads = cluster.into_iter().flat_map(|cluster| &cluster.workloads);
     EnvironmentConfig {
         smp_version: SMP_VERSION,
         id: ids.of("environment"),
         labels: prefixed(labels),
+        kubernetes_version: cluster.and_then(|cluster| cluster.version.clone()),
         nodes: vec![EnvironmentNode {
+            kind: cluster.and_then(|cluster| cluster.instance_type.clone()),
             cores: node.cpus.and_then(|cpus| i32::try_from(cpus).ok()),
             mem_mb: node.mem_bytes.map(|bytes| bytes / BYTES_PER_MB),
         }],
+        individual_workloads: workloads
+            .map(|workload| IndividualWorkload {
+                name: format!("{}/{}", workload.namespace, workload.owner.name),
+                count: i32::try_from(workload.pods).unwrap_or(i32::MAX),
+            })
+            .collect(),
     }
 }
 
@@ -233,6 +263,14 @@ fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
 fn crossings_per_second(document: &Document, scope: &scope::Scope<'_>) -> Option<f64> {
     let requests = scope.hop.direction == Direction::Request && scope.hop.segment == Segment::Hop;
     (requests && document.window.seconds > 0.0).then(|| scope.hop.count as f64 / document.window.seconds)
+}
+
+/// A pod in labels.
+fn pod_labels(pod: &Pod) -> Vec<(&'static str, String)> {
+    let mut labels = vec![("pod", pod.name.clone()), ("namespace", pod.namespace.clone())];
+    labels.extend(pod.container.clone().map(|name| ("container", name)));
+    labels.extend(pod.owner.as_ref().map(|owner| ("owner", format!("{}/{}", owner.kind, owner.name))));
+    labels
 }
 
 fn prefixed(labels: Vec<(&str, String)>) -> BTreeMap<String, String> {

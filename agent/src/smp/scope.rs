@@ -2,21 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use crate::document::{Document, Hop};
+use crate::document::{Document, Hop, ProxyMatching};
 use crate::hop::Segment;
-use crate::window::Matching;
 
-/// One result's hop, with its proxy's classes.
+/// One result's hop, with its proxy.
 pub(super) struct Scope<'a> {
     pub(super) hop: &'a Hop,
-    matching: Option<&'a Matching>,
+    proxy: Option<&'a ProxyMatching>,
 }
 
 /// Every scope of a document, in its order.
 pub(super) fn all(document: &Document) -> impl Iterator<Item = Scope<'_>> {
     document.hops.iter().map(|hop| {
         let proxy = document.proxies.iter().find(|proxy| proxy.pid == hop.pid && proxy.proxy == hop.proxy);
-        Scope { hop, matching: proxy.map(|proxy| &proxy.matching) }
+        Scope { hop, proxy }
     })
 }
 
@@ -40,13 +39,15 @@ impl Scope<'_> {
             ("count", hop.count.to_string()),
             ("p999-ms", (hop.p999 as f64 / super::NS_PER_MS).to_string()),
         ];
+        labels
+            .extend(self.proxy.and_then(|proxy| proxy.pod.as_ref()).into_iter().flat_map(super::pod_labels));
         if !document.warnings.is_empty() {
             labels.push(("warnings", document.warnings.join("; ")));
         }
         if hop.segment == Segment::Hop {
             labels.push(("hdr", hop.hdr.clone()));
             labels.push(("hdr-unit", hop.unit.to_owned()));
-            if let Some(matching) = self.matching {
+            if let Some(matching) = self.proxy.map(|proxy| &proxy.matching) {
                 labels.extend([
                     ("messages-seen", matching.seen.to_string()),
                     ("messages-exact", matching.exact.to_string()),

@@ -3,7 +3,8 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::document::tests::{document, window};
+use crate::document::tests::{cluster, document, document_in, pod, window};
+use crate::kubernetes::Pod;
 
 fn rendered(test: &Test) -> Value {
     serde_json::to_value(SmpResult::new(&document(&window()), test)).unwrap()
@@ -121,4 +122,69 @@ fn a_build_is_named_where_all_proxies_are_of_it() {
         SmpResult::new(&document(&window), &Test::default()).mesh.proxy_build
     };
     assert_eq!([build(["a", "a"]), build(["a", "b"])], [Some("a".into()), None]);
+}
+
+#[test]
+fn gateways_are_apart_and_egress_is_in_no_field() {
+    let mesh = |roles: [Option<Role>; 2]| {
+        let mut window = window();
+        for (proxy, role) in window.proxies.iter_mut().zip(roles) {
+            proxy.proxy.identity.role = role;
+        }
+        SmpResult::new(&document(&window), &Test::default()).mesh
+    };
+    let counts = |roles| {
+        let mesh = mesh(roles);
+        [mesh.ingress_gateway, mesh.sidecar]
+            .map(|proxies| proxies.map(|proxies| (proxies.count, proxies.rps)))
+    };
+    assert_eq!(counts([None, Some(Role::Sidecar)]), [None, Some((2, 500))]);
+    assert_eq!(counts([Some(Role::Gateway), None]), [Some((1, 500)), Some((1, 0))]);
+    assert_eq!(counts([Some(Role::EgressGateway), Some(Role::Gateway)]), [Some((1, 0)), None]);
+    let labels = mesh([Some(Role::Gateway), None]).labels;
+    for (name, part) in [("ingress-gateway", "gateways but egress"), ("sidecar", "proxies but gateways")] {
+        assert!(labels[&format!("{LABEL_PREFIX}{name}-scope")].contains(part), "{labels:?}");
+    }
+}
+
+#[test]
+fn the_cluster_is_in_the_environment() {
+    let result = SmpResult::new(&document_in(&window(), cluster()), &Test::default());
+    let environment = serde_json::to_value(result.environment).unwrap();
+    assert_eq!(environment["kubernetes_version"], json!("v1.20.2"));
+    assert_eq!(environment["nodes"], json!([{"type": "bed.small", "cores": 2, "mem_mb": "8000"}]));
+    assert_eq!(environment["individual_workloads"], json!([{"name": "shop/cart", "count": 3}]));
+    assert_eq!(environment["labels"]["io.smp-agent/kubernetes-node"], json!("node-a"));
+}
+
+#[test]
+fn a_pod_is_in_the_labels_of_its_results_and_names_the_application() {
+    let application = |pods: [Pod; 2]| {
+        let mut window = window();
+        for (proxy, pod) in window.proxies.iter_mut().zip(pods) {
+            proxy.proxy.pod = Some(pod);
+        }
+        let result = SmpResult::new(&document(&window), &Test::default());
+        let labels = &result.results[0].labels;
+        for (name, want) in [
+            ("pod", "cart-5d9f-abcde"),
+            ("namespace", "shop"),
+            ("container", "istio-proxy"),
+            ("owner", "Deployment/cart"),
+        ] {
+            assert_eq!(labels[&format!("{LABEL_PREFIX}{name}")], want);
+        }
+        serde_json::to_value(result.mesh.application_metadata).unwrap()
+    };
+    let mut other = pod();
+    assert_eq!(
+        application([pod(), pod()]),
+        json!({"application_name": "cart", "application_version": "2.3.1"})
+    );
+    other.application.insert("version".into(), "2.4.0".into());
+    assert_eq!(application([pod(), other.clone()]), json!({"application_name": "cart"}));
+    other.application.insert("name".into(), "checkout".into());
+    assert_eq!(application([pod(), other.clone()]), Value::Null);
+    other.application.clear();
+    assert_eq!(application([pod(), other]), application([pod(), pod()]), "one that says nothing");
 }

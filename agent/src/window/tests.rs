@@ -16,6 +16,7 @@ fn proxy(slot: u32, matching: Matching, hop_ns: &[u64]) -> ProxyWindow {
         name: "envoy".into(),
         exe: "/usr/bin/envoy".into(),
         container: Container::default(),
+        pod: None,
         identity: Identity::default(),
     };
     ProxyWindow { proxy, matching, unix: UnixConnections::default(), hops, cost: ProxyCost::default() }

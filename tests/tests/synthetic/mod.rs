@@ -7,7 +7,8 @@ use smp_agent::cgroup::Container;
 use smp_agent::cost::{CpuBeside, CpuCost};
 use smp_agent::histogram::Histogram;
 use smp_agent::hop::{Direction, SERIES};
-use smp_agent::identity::Identity;
+use smp_agent::identity::{Identity, Role};
+use smp_agent::kubernetes::{Owner, Pod, Source};
 use smp_agent::memory::Memory;
 use smp_agent::probe::Verdict;
 use smp_agent::probe::programs::Hook;
@@ -18,7 +19,7 @@ use smp_agent::window::{
 use smp_agent_abi::layout::Cost;
 
 /// Counters `seconds` after the agent's start: an Envoy with samples in all series, an nginx that sees
-/// requests but no responses, and an idle HAProxy.
+/// requests but no responses, and an idle HAProxy: a sidecar in a pod, a gateway and an egress gateway.
 pub fn snapshot(seconds: u32) -> Snapshot {
     let started = Timestamp::from_second(1_795_428_000).expect("a constant in range");
     let steps = u64::from(seconds);
@@ -71,16 +72,33 @@ fn proxy(slot: u32, pid: u32, name: &str, steps: u64, directions: &[Direction]) 
         lost: BTreeMap::from([("set_full", 2 * steps), ("stale", 3 * steps)]),
         in_flight: steps,
     };
+    let roles = [Role::Sidecar, Role::Gateway, Role::EgressGateway];
     let proxy = Proxy {
         slot,
         pid,
         name: name.into(),
         exe: format!("/usr/bin/{name}").into(),
         container: Container::default(),
-        identity: Identity::default(),
+        pod: (slot == 0).then(pod),
+        identity: Identity { role: Some(roles[slot as usize]), ..Identity::default() },
     };
     let unix = UnixConnections { downstream: steps, upstream: 2 * steps };
     ProxyWindow { proxy, matching, unix, hops, cost: cost(steps) }
+}
+
+/// Names with what has to be escaped somewhere.
+fn pod() -> Pod {
+    Pod {
+        name: "cart-76fb7c756-wgczg".into(),
+        namespace: "shop".into(),
+        owner: Some(Owner { kind: "Deployment".into(), name: "cart".into() }),
+        container: Some("istio-proxy".into()),
+        application: [("name", "the \"cart\": 1"), ("version", "2.3")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        source: Source::Api,
+        ..Pod::default()
+    }
 }
 
 fn cost(steps: u64) -> ProxyCost {

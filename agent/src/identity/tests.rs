@@ -1,0 +1,136 @@
+use std::process::Command;
+
+use super::*;
+
+fn facts(name: &str) -> Facts {
+    Facts { name: name.to_owned(), ..Facts::default() }
+}
+
+fn arguments(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+fn found(facts: &Facts) -> (Option<Kind>, Option<Mesh>, Option<Role>) {
+    let Identity { kind, mesh, role, .. } = Identity::of(facts);
+    (kind, mesh, role)
+}
+
+#[test]
+fn every_proxy_by_what_shows_of_it() {
+    let istio = |node: &str| Facts {
+        arguments: arguments(&format!(
+            "/usr/local/bin/envoy -c etc/istio/proxy/envoy-rev.json --service-node {node} --concurrency 2"
+        )),
+        ancestors: vec!["pilot-agent".into()],
+        ..facts("envoy")
+    };
+    let (envoy, istio_mesh) = (Some(Kind::Envoy), Some(Mesh::Istio));
+    let node = "~10.1.2.3~httpbin-1.default~default.svc.cluster.local";
+    assert_eq!(found(&istio(&format!("sidecar{node}"))), (envoy, istio_mesh, Some(Role::Sidecar)));
+    assert_eq!(found(&istio(&format!("router{node}"))), (envoy, istio_mesh, Some(Role::Gateway)));
+    assert_eq!(found(&istio(&format!("waypoint{node}"))), (envoy, istio_mesh, Some(Role::Waypoint)));
+    assert_eq!(found(&facts("ztunnel")), (Some(Kind::Ztunnel), istio_mesh, Some(Role::NodeProxy)));
+    let linkerd = (Some(Kind::LinkerdProxy), Some(Mesh::Linkerd), Some(Role::Sidecar));
+    assert_eq!(found(&facts("linkerd2-proxy")), linkerd);
+    let cilium = (envoy, Some(Mesh::CiliumServiceMesh), Some(Role::NodeProxy));
+    assert_eq!(found(&facts("cilium-envoy")), cilium);
+    let started_by = |name: &str| Facts { ancestors: vec!["sh".into(), name.into()], ..facts("envoy") };
+    assert_eq!(found(&started_by("consul-dataplane")), (envoy, Some(Mesh::Consul), None));
+    assert_eq!(found(&started_by("kuma-dp")), (envoy, Some(Mesh::Kuma), None));
+    let app_mesh = Facts { variables: vec!["APPMESH_RESOURCE_ARN".into()], ..facts("envoy") };
+    assert_eq!(found(&app_mesh), (envoy, Some(Mesh::AppMesh), None));
+    let traefik = (Some(Kind::Traefik), Some(Mesh::TraefikMesh), Some(Role::NodeProxy));
+    assert_eq!(found(&facts("traefik-mesh")), traefik);
+    for plain in ["envoy", "nginx", "haproxy", "traefik"] {
+        let (kind, mesh, role) = found(&facts(plain));
+        assert!(kind.is_some() && mesh.is_none() && role.is_none(), "{plain}");
+    }
+    assert_eq!(found(&facts("toy")), (None, None, None));
+}
+
+#[test]
+fn a_pod_tells_what_the_process_does_not() {
+    let told = |name: &str,
+                mesh: Option<Mesh>,
+                role: Option<Role>,
+                container: &str,
+                labels: &[(&'static str, &str)]| {
+        let mut identity = Identity { mesh, role, ..Identity::of(&facts(name)) };
+        identity.learn(&Pod {
+            container: Some(container.into()),
+            labels: labels.iter().map(|&(name, value)| (name, value.to_owned())).collect(),
+            ..Pod::default()
+        });
+        (identity.mesh, identity.role)
+    };
+    let (istio, consul) = (Some(Mesh::Istio), Some(Mesh::Consul));
+    let gateway = Some(Role::Gateway);
+    let egress = [("istio", "egressgateway")];
+    assert_eq!(told("envoy", istio, gateway, "istio-proxy", &egress), (istio, Some(Role::EgressGateway)));
+    let ingress = [("istio", "ingressgateway")];
+    assert_eq!(told("envoy", istio, None, "istio-proxy", &ingress), (istio, gateway));
+    let waypoint = [("gateway.istio.io/managed", "istio.io-mesh-controller")];
+    assert_eq!(told("envoy", istio, None, "istio-proxy", &waypoint), (istio, Some(Role::Waypoint)));
+    let sidecar = Some(Role::Sidecar);
+    assert_eq!(told("envoy", istio, sidecar, "istio-proxy", &egress), (istio, sidecar), "what shows stays");
+    let injected = [("consul.hashicorp.com/connect-inject-status", "injected")];
+    assert_eq!(told("envoy", consul, None, "consul-dataplane", &injected), (consul, sidecar));
+    assert_eq!(told("envoy", consul, None, "gateway", &[("component", "api-gateway")]), (consul, gateway));
+    assert_eq!(told("envoy", Some(Mesh::Kuma), None, "kuma-sidecar", &[]), (Some(Mesh::Kuma), sidecar));
+    let osm = [("osm-proxy-uuid", "5d1e")];
+    assert_eq!(told("envoy", None, None, "envoy", &osm), (Some(Mesh::OpenServiceMesh), sidecar));
+    assert_eq!(told("envoy", None, None, "app", &osm), (None, None), "an Envoy of the application's own");
+    assert_eq!(told("nginx", None, None, "nginx-mesh-sidecar", &[]), (Some(Mesh::NginxServiceMesh), sidecar));
+    let owned = [("gateway.envoyproxy.io/owning-gateway-name", "eg")];
+    assert_eq!(told("envoy", None, None, "envoy", &owned), (None, gateway));
+    assert_eq!(told("nginx", None, None, "nginx", &[("component", "api-gateway")]), (None, None));
+}
+
+#[test]
+fn workers_are_counted_where_they_show() {
+    let threads = ["envoy", "dispatcher", "wrk:worker_0", "wrk:worker_1"].map(str::to_owned).into();
+    assert_eq!(Identity::of(&Facts { threads, ..facts("envoy") }).workers, Some(2));
+    assert_eq!(Identity::of(&Facts { other_processes: 4, ..facts("nginx") }).workers, Some(4));
+    assert_eq!(Identity::of(&facts("nginx")).workers, Some(1), "without a master");
+    assert_eq!(Identity::of(&facts("haproxy")).workers, None);
+}
+
+#[test]
+fn names_are_those_of_the_documents() {
+    for mesh in [Mesh::CiliumServiceMesh, Mesh::Istio, Mesh::NginxServiceMesh, Mesh::OpenServiceMesh] {
+        assert_eq!(serde_json::to_value(mesh).unwrap(), mesh.as_str());
+    }
+    for role in [Role::NodeProxy, Role::Gateway, Role::EgressGateway] {
+        assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
+    }
+}
+
+#[test]
+fn an_argument_in_both_forms() {
+    let facts = Facts { arguments: arguments("envoy --service-node=a --mode serve"), ..facts("envoy") };
+    assert_eq!(facts.argument("--service-node"), Some("a"));
+    assert_eq!(facts.argument("--mode"), Some("serve"));
+    assert_eq!(facts.argument("--other"), None);
+}
+
+#[test]
+fn this_process_shows_something() {
+    let facts = Facts::of(std::process::id(), "toy", 1);
+    assert!(
+        !facts.arguments.is_empty() && !facts.threads.is_empty() && !facts.ancestors.is_empty(),
+        "{facts:?}"
+    );
+}
+
+#[test]
+fn the_build_id_is_the_one_that_binutils_read() {
+    let mut sleep = Command::new("sleep").arg("60").spawn().unwrap();
+    let exe = format!("/proc/{}/exe", sleep.id());
+    let notes = Command::new("readelf").args(["--notes", &exe]).output().unwrap();
+    let found = build_id(sleep.id());
+    sleep.kill().unwrap();
+    sleep.wait().unwrap();
+    let notes = String::from_utf8(notes.stdout).unwrap();
+    let (_, id) = notes.split_once("Build ID: ").unwrap();
+    assert_eq!(found.as_deref(), id.lines().next());
+}
