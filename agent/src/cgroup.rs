@@ -1,6 +1,8 @@
 //! Control groups: which one a process is in, what the kernel counts for it, and which container and pod it stands for. Version
 //! 1, version 2, and both side by side.
 
+pub mod pods;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -103,17 +105,7 @@ impl Cgroup {
 
     /// What it uses now.
     pub fn memory(&self) -> Option<GroupMemory> {
-        let Folder { path, version } = self.memory.as_ref()?;
-        let (usage, inactive) = match version {
-            Version::One => ("memory.usage_in_bytes", "total_inactive_file"),
-            Version::Two => ("memory.current", "inactive_file"),
-        };
-        let stat = fs::read_to_string(path.join("memory.stat")).ok()?;
-        let usage_bytes = number(&path.join(usage))?;
-        Some(GroupMemory {
-            working_set_bytes: usage_bytes.saturating_sub(value(&stat, inactive).unwrap_or(0)),
-            sockets_bytes: value(&stat, "sock"),
-        })
+        self.memory.as_ref()?.memory()
     }
 
     /// What its limit has cost so far; `None` where there is no limit to be counted.
@@ -128,6 +120,34 @@ impl Cgroup {
         // Counted only where there is a limit.
         let periods = value(&stat, "nr_periods")?;
         (periods > 0).then_some(Throttling { periods, throttled_periods, throttled_ns })
+    }
+}
+
+impl Folder {
+    fn memory(&self) -> Option<GroupMemory> {
+        let Self { path, version } = self;
+        let (usage, inactive) = match version {
+            Version::One => ("memory.usage_in_bytes", "total_inactive_file"),
+            Version::Two => ("memory.current", "inactive_file"),
+        };
+        let stat = fs::read_to_string(path.join("memory.stat")).ok()?;
+        let usage_bytes = number(&path.join(usage))?;
+        Some(GroupMemory {
+            working_set_bytes: usage_bytes.saturating_sub(value(&stat, inactive).unwrap_or(0)),
+            sockets_bytes: value(&stat, "sock"),
+        })
+    }
+
+    /// CPU time of all that was ever in it, ns. Version 2 counts it with or without its controller.
+    fn cpu_ns(&self) -> Option<u64> {
+        let Self { path, version } = self;
+        match version {
+            Version::One => number(&path.join("cpuacct.usage")),
+            Version::Two => {
+                let stat = fs::read_to_string(path.join("cpu.stat")).ok()?;
+                value(&stat, "usage_usec").map(|us| us * 1_000)
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::probe::Verdict;
 use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, UnixConnections, Window};
 
 use cost::Measured;
-pub use cost::{Cpu, NodeCost, PerRequest, Requests, Shares, Wait};
+pub use cost::{Cpu, NodeCost, OtherPods, PerRequest, PodCost, Requests, Shares, Wait};
 
 /// Version of the document's shape: a field that changes meaning or leaves makes it greater.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -41,6 +41,12 @@ pub struct Document {
     /// What the API server says of the cluster; absent where it is not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Cluster>,
+    /// What each pod on the node used, proxied or not; absent without any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<PodCost>,
+    /// What is in no pod of `pods`; absent without any pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_pods: Option<OtherPods>,
     /// With which programs.
     pub hooks: Vec<Hook>,
     /// Which proxies were there, idle ones included.
@@ -195,6 +201,8 @@ impl Document {
             window: Span { start: window.opened, end: window.closed, seconds },
             node: DocumentNode { identity: node, cost: NodeCost::new(window, measured) },
             kubernetes,
+            pods: PodCost::all(window),
+            other_pods: OtherPods::new(window),
             hooks: window.programs.iter().map(Hook::new).collect(),
             proxies: window
                 .proxies

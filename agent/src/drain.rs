@@ -54,7 +54,7 @@ pub fn snapshot(
     };
     let proxies = proxies.iter().zip(costs).map(read).collect::<Result<_, ProbeError>>()?;
     let (usage, self_use) = (Usage::read(), self_use());
-    Ok(Snapshot { at: now.at, proxies, programs: probes.runs(), beside, usage, self_use })
+    Ok(Snapshot { at: now.at, proxies, programs: probes.runs(), beside, usage, pods: None, self_use })
 }
 
 /// What the proxies in the first slots cost so far, and the CPUs beside them. Who runs now has run since it was switched to.

@@ -1,5 +1,6 @@
 //! What a proxy is: its kind, the mesh it serves, and its part in it. By what shows of a process, without asking it anything.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 
@@ -90,8 +91,8 @@ pub enum Role {
     EgressGateway,
 }
 
-/// Labels of a pod that tell what a proxy in it is, all of them documented by those who set them.
-pub const TELLING_LABELS: [&str; 6] = [
+/// Labels of a pod that tell what it or a proxy in it is, all of them documented by those who set them or in their charts.
+pub const TELLING_LABELS: [&str; 9] = [
     // Istio's charts and its controller of Gateway resources.
     "istio",
     "gateway.istio.io/managed",
@@ -102,7 +103,26 @@ pub const TELLING_LABELS: [&str; 6] = [
     // Consul on Kubernetes: its injector and its chart's gateways.
     "consul.hashicorp.com/connect-inject-status",
     "component",
+    // Control planes: of Istio, Open Service Mesh and Kuma; with `component`, of Consul and Traefik Mesh.
+    "app",
+    "linkerd.io/control-plane-component",
+    "io.cilium/app",
 ];
+
+/// Whose control plane a pod with these labels is part of. By the labels that the meshes' own charts give to these pods.
+pub fn control_plane(labels: &BTreeMap<&'static str, String>) -> Option<Mesh> {
+    let label = |name: &str| labels.get(name).map(String::as_str);
+    match (label("app"), label("component")) {
+        (Some("istiod"), _) => Some(Mesh::Istio),
+        (Some("consul"), Some("server" | "connect-injector")) => Some(Mesh::Consul),
+        (Some("kuma-control-plane"), _) => Some(Mesh::Kuma),
+        (Some("osm-controller" | "osm-injector" | "osm-bootstrap"), _) => Some(Mesh::OpenServiceMesh),
+        (Some("maesh"), Some("controller")) => Some(Mesh::TraefikMesh),
+        _ if label("linkerd.io/control-plane-component").is_some() => Some(Mesh::Linkerd),
+        _ if label("io.cilium/app") == Some("operator") => Some(Mesh::CiliumServiceMesh),
+        _ => None,
+    }
+}
 
 impl Mesh {
     /// As results write it.

@@ -21,6 +21,9 @@ use tracing::warn;
 pub use environment::of_process;
 
 use crate::cgroup::Container;
+use crate::cgroup::pods::PodsUse;
+use crate::identity::Mesh;
+use crate::window::Window;
 use index::Index;
 
 /// A pod as results name it. What is unknown is absent.
@@ -76,7 +79,7 @@ pub enum Source {
 }
 
 /// Pods of one owner on this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Workload {
     /// Where it is.
     pub namespace: String,
@@ -85,10 +88,25 @@ pub struct Workload {
     pub owner: Owner,
     /// How many of its pods run on this node.
     pub pods: u32,
+    /// Those of them that are not in the following: their control groups were not found at both ends of the window.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unmeasured_pods: u32,
+    /// CPU time of their control groups in the window, ns; absent where none was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_ns: Option<u64>,
+    /// The same as a number of CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_cores: Option<f64>,
+    /// What these groups cannot drop at once, as the kubelet has it, at the end, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_set_bytes: Option<u64>,
+    /// The mesh whose control plane these are part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane_of: Option<Mesh>,
 }
 
 /// What the API server says of the cluster and this node. What has not come is absent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Cluster {
     /// This node's name in the cluster.
     pub node: String,
@@ -186,16 +204,28 @@ impl Names {
         self.known.borrow().index.pod(container)
     }
 
-    /// What is known of the cluster by now.
-    pub fn cluster(&self) -> Cluster {
+    /// What is known of the cluster by now, and what its pods on this node used in a window.
+    pub fn cluster(&self, window: Option<&Window>) -> Cluster {
         let known = self.known.borrow();
+        let used = window.and_then(|window| window.pods.as_ref());
+        let mut workloads = known.index.workloads(used.unwrap_or(&PodsUse::default()));
+        for workload in &mut workloads {
+            workload.cpu_cores = workload.cpu_ns.and_then(|ns| window?.cores(ns));
+        }
         Cluster {
             node: self.node.clone(),
             version: known.version.clone(),
             instance_type: known.instance_type.clone(),
-            workloads: known.index.workloads(),
+            workloads,
             trouble: known.trouble.clone(),
         }
+    }
+}
+
+impl Workload {
+    /// Whether its sums are those of all its pods.
+    pub const fn is_whole(&self) -> bool {
+        self.unmeasured_pods == 0
     }
 }
 
@@ -215,6 +245,11 @@ impl Pod {
     pub fn is_complete(&self) -> bool {
         self.source == Source::Api && self.container.is_some()
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// As kubectl finds it. The default path is not taken when `KUBECONFIG` is set.

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{debug, info, warn};
 
 use crate::breaker::{Breaker, Trip};
+use crate::cgroup::pods::PodGroups;
 use crate::cgroup::{Cgroup, Throttling};
 use crate::clock::Instant as Now;
 use crate::discover::{self, DiscoverError, Found, Target};
@@ -105,7 +106,8 @@ impl Measurement {
             reason = "its successor is unsafe; a ring buffer keeps its descriptor as long as it lives"
         )]
         let events = AsyncFd::new(probes.take_events()?).map_err(MeasureError::Events)?;
-        let begun = drain::snapshot(&probes, &[], &[], Now::now())?;
+        let pods = Some(PodGroups::counters());
+        let begun = Snapshot { pods, ..drain::snapshot(&probes, &[], &[], Now::now())? };
         let mut new = Self {
             probes,
             events,
@@ -145,6 +147,8 @@ impl Measurement {
     /// Detaches the probes and returns the counters as they stand still, and the names that have come.
     pub fn finish(mut self) -> Result<(Snapshot, Option<Names>), MeasureError> {
         let now = Now::now();
+        // Detaching takes long enough for them to go on.
+        let pods = Some(PodGroups::counters_and_memory());
         self.probes.detach()?;
         self.name_pods();
         self.look_again();
@@ -153,7 +157,7 @@ impl Measurement {
             let pids = self.pids(slot);
             self.looks[slot].memory.look_at_shared(&pids);
         }
-        let closed = drain::snapshot(&self.probes, &self.proxies, &self.looked(), now)?;
+        let closed = Snapshot { pods, ..drain::snapshot(&self.probes, &self.proxies, &self.looked(), now)? };
         Ok((closed, self.names))
     }
 

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use smp_agent_abi::layout::{HOP_SERIES, ROLE_ACCEPTED};
 
+use crate::cgroup::pods::{PodGroups, PodsUse};
 use crate::cgroup::{Container, Throttling};
 use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
@@ -152,6 +153,8 @@ pub struct Snapshot {
     pub beside: CpuBeside,
     /// The node by its own accounting.
     pub usage: Usage,
+    /// The node's pods. Only looked at where a window may begin or end: `None` in what is drained in between.
+    pub pods: Option<PodGroups>,
     /// The agent itself.
     pub self_use: SelfUse,
 }
@@ -186,6 +189,8 @@ pub struct Window {
     pub beside: CpuBeside,
     /// The node by its own accounting: differences, memory as it was at the end.
     pub usage: Usage,
+    /// The node's pods; `None` where they were not looked at.
+    pub pods: Option<PodsUse>,
     /// The agent itself: CPU as a difference, memory as it was at the end.
     pub self_use: SelfUse,
 }
@@ -359,6 +364,7 @@ impl Window {
             programs,
             beside: close.beside.since(&open.beside),
             usage: close.usage.since(&open.usage),
+            pods: close.pods.as_ref().zip(open.pods.as_ref()).map(|(close, open)| close.since(open)),
             self_use: SelfUse {
                 cpu_ns: close.self_use.cpu_ns.saturating_sub(open.self_use.cpu_ns),
                 rss_bytes: close.self_use.rss_bytes,
@@ -370,6 +376,12 @@ impl Window {
     /// How long it was open, s.
     pub fn seconds(&self) -> f64 {
         self.closed.duration_since(self.opened).as_secs_f64()
+    }
+
+    /// CPU time in it as a number of CPUs; `None` of a window without length.
+    pub fn cores(&self, ns: u64) -> Option<f64> {
+        let seconds = self.seconds();
+        (seconds > 0.0).then(|| ns as f64 / (seconds * 1e9))
     }
 }
 

@@ -1,12 +1,8 @@
 //! The agent names the pod of a proxy by its control group: against recordings of a real API server, and without one.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,11 +10,7 @@ use bed::process::Child;
 use bed::tools;
 use serde_json::{Value, json};
 
-macro_rules! recorded {
-    ($name:literal) => {
-        include_bytes!(concat!("../../agent/recorded/kubernetes/", $name))
-    };
-}
+mod replay;
 
 /// The group of a recorded container, and of the static pod's.
 const CART: &str = "pode8846e7d-ea70-4244-9090-4bc183b935bb/e2698b95806dde2aad4a990f413623736049433c555a4b2d37211a20c46ce074";
@@ -66,67 +58,11 @@ impl Drop for Proxy {
     }
 }
 
-/// A server that answers a list with this, and, on its own, how often it was asked for one; without one it never answers.
-fn server(list: Option<&'static [u8]>) -> Result<(String, mpsc::Receiver<()>)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = format!("http://{}", listener.local_addr()?);
-    let (asked, lists) = mpsc::channel();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let asked = asked.clone();
-            thread::spawn(move || answer(&stream, list, &asked));
-        }
-    });
-    Ok((address, lists))
-}
-
-fn answer(stream: &TcpStream, list: Option<&[u8]>, asked: &mpsc::Sender<()>) {
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    while let Some(request) = lines.next() {
-        let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-        // Until the empty one.
-        let _headers: Vec<_> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
-        let whole: &[u8] = match (path.split('?').next(), list) {
-            (Some("/api/v1/pods"), Some(list)) if !path.contains("watch=true") => {
-                // Whoever counted may be done.
-                let _counted = asked.send(());
-                list
-            }
-            (Some("/version"), Some(_)) => recorded!("version.http"),
-            (Some("/api/v1/nodes/node-a"), Some(_)) => recorded!("node.http"),
-            // A watch without news, or a server that hangs.
-            _ => continue,
-        };
-        if (&*stream).write_all(whole).is_err() {
-            return;
-        }
-    }
-}
-
 fn folder(name: &str) -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kubernetes").join(name);
     drop(fs::remove_dir_all(&folder));
     fs::create_dir_all(&folder)?;
     Ok(folder)
-}
-
-fn agent(folder: &Path, server: &str) -> Result<Command> {
-    let config = folder.join("config");
-    fs::write(
-        &config,
-        json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "a", "cluster": {"server": server}}],
-            "users": [{"name": "a", "user": {"token": "none"}}],
-            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
-            "current-context": "a",
-        })
-        .to_string(),
-    )?;
-    let mut command = Command::new(tools::agent()?);
-    command.arg("run").env("KUBECONFIG", config).env_remove("KUBERNETES_SERVICE_HOST").env_remove("RUST_LOG");
-    Ok(command)
 }
 
 /// What a window on these proxies says, and what was said beside.
@@ -141,9 +77,9 @@ fn measured(mut agent: Command, proxies: &[&Proxy], more: &[&str]) -> Result<(Va
 #[test]
 fn containers_and_a_static_pod_by_their_control_groups() -> Result<()> {
     let folder = folder("names")?;
-    let (address, _lists) = server(Some(recorded!("list.http")))?;
+    let (address, _lists) = replay::server(Some(replay::recorded!("list.http")))?;
     let (cart, edge) = (Proxy::start(CART, &[])?, Proxy::start(EDGE, &[])?);
-    let agent = agent(&folder, &address)?;
+    let agent = replay::agent(&folder, &address)?;
     let out = folder.to_string_lossy();
     let (document, said) = measured(
         agent,
@@ -171,10 +107,10 @@ fn containers_and_a_static_pod_by_their_control_groups() -> Result<()> {
 #[test]
 fn what_is_forbidden_is_in_the_log_and_in_the_document_once() -> Result<()> {
     let folder = folder("forbidden")?;
-    let (address, lists) = server(Some(recorded!("list-403.http")))?;
+    let (address, lists) = replay::server(Some(replay::recorded!("list-403.http")))?;
     let proxy = Proxy::start(CART, &[("POD_NAME", "cart-0"), ("POD_NAMESPACE", "shop")])?;
     let (document, said) = measured(
-        agent(&folder, &address)?,
+        replay::agent(&folder, &address)?,
         &[&proxy],
         &["--for=4s", "--kubernetes=on", "--node-name=node-a"],
     )?;
@@ -197,12 +133,12 @@ fn what_is_forbidden_is_in_the_log_and_in_the_document_once() -> Result<()> {
 fn a_server_that_hangs_and_none_at_all_take_the_same_time() -> Result<()> {
     let folder = folder("hangs")?;
     let proxy = Proxy::start(CART, &[])?;
-    let (address, _lists) = server(None)?;
+    let (address, _lists) = replay::server(None)?;
     let mut took = Vec::new();
     for mode in ["on", "off", "auto"] {
         let began = Instant::now();
         let mode = format!("--kubernetes={mode}");
-        let (document, said) = measured(agent(&folder, &address)?, &[&proxy], &["--for=1s", &mode])?;
+        let (document, said) = measured(replay::agent(&folder, &address)?, &[&proxy], &["--for=1s", &mode])?;
         took.push(began.elapsed());
         assert_eq!(document["proxies"][0]["pod"], Value::Null);
         assert_eq!(document["proxies"][0]["pod_uid"], "e8846e7d-ea70-4244-9090-4bc183b935bb");
@@ -217,7 +153,7 @@ fn a_server_that_hangs_and_none_at_all_take_the_same_time() -> Result<()> {
 #[test]
 fn without_a_configuration_on_is_an_error_and_auto_is_none() -> Result<()> {
     let folder = folder("none")?;
-    let mut agent = agent(&folder, "http://127.0.0.1:1")?;
+    let mut agent = replay::agent(&folder, "http://127.0.0.1:1")?;
     let Output { status, stderr, .. } = agent
         .env("KUBECONFIG", folder.join("no-such-file"))
         .args(["--kubernetes=on", "--for=1s", &format!("--proxy={}", std::process::id())])

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use bed::python;
 use serde_json::{Value, json};
 use smp_agent::document::Document;
+use smp_agent::identity::Mesh;
 use smp_agent::kubernetes::{Cluster, Owner, Workload};
 use smp_agent::node::Node;
 use smp_agent::result_files::{OVERHEAD_JSON, RESULT_JSON, RESULT_YAML, write_all};
@@ -35,6 +36,11 @@ fn document() -> Document {
             namespace: "shop".into(),
             owner: Owner { kind: "Deployment".into(), name: "cart".into() },
             pods: 2,
+            unmeasured_pods: 0,
+            cpu_ns: Some(1_234_567_890),
+            cpu_cores: Some(0.617_283_945),
+            working_set_bytes: Some(123_456_789),
+            control_plane_of: Some(Mesh::Istio),
         }],
         trouble: None,
     };
@@ -92,6 +98,11 @@ fn every_message_parses_strictly_and_yaml_says_the_same() -> Result<()> {
         "/environment/kubernetes_version",
         "/environment/nodes/0/type",
         "/environment/individual_workloads/0/count",
+        "/environment/individual_workloads/0/cpu_mcores",
+        "/environment/individual_workloads/0/mem_mb",
+        "/mesh/mesh_control_plane/count",
+        "/mesh/mesh_control_plane/cpu_mcores",
+        "/mesh/mesh_control_plane/mem_mb",
     ] {
         ensure!(result.pointer(of_the_cluster).is_some(), "nothing at {of_the_cluster}");
     }

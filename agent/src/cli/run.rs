@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use super::{CliError, Format, MeasureArgs};
 use crate::document::Document;
-use crate::kubernetes::Names;
 use crate::measure::Measurement;
 use crate::node::Node;
 use crate::report::table;
@@ -71,7 +70,7 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let window = Window::between(&opened, &closed);
     let run_id = Uuid::new_v4().to_string();
-    let cluster = names.as_ref().map(Names::cluster);
+    let cluster = names.as_ref().map(|names| names.cluster(Some(&window)));
     let document = Document::new(&window, Node::read(), cluster, &run_id, env!("CARGO_PKG_VERSION"));
     if let Some(folder) = &args.out {
         let load_generator = args.command.first().cloned();

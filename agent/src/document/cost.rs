@@ -4,6 +4,7 @@ use serde::Serialize;
 use smp_agent_abi::layout::Cost;
 
 use crate::cgroup::Throttling;
+use crate::cgroup::pods::{PodUse, PodsUse};
 use crate::histogram::Histogram;
 use crate::hop::{Direction, Segment, series_index};
 use crate::usage::Usage;
@@ -127,6 +128,37 @@ pub struct Shares {
     pub idle_ns: u64,
 }
 
+/// One pod in the window, by the kernel's accounting of its control group: all its containers, a proxy among them too.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PodCost {
+    /// As the group's name has it: of a static pod the hash of its configuration.
+    pub pod_uid: String,
+    /// CPU time, ns; of a pod that began in the window, from its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_ns: Option<u64>,
+    /// The same as a number of CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_cores: Option<f64>,
+    /// What cannot be dropped at once, as the kubelet has it, at the end, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_set_bytes: Option<u64>,
+}
+
+/// Pods that are not told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct OtherPods {
+    /// Pods that were there when the window opened and not when it closed.
+    pub ended: u32,
+    /// Control groups of pods beyond the first 1,000.
+    pub not_listed: u32,
+    /// CPU time of these in the window, ns, and of pods that both began and ended in it. Absent where it cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_ns: Option<u64>,
+    /// The same as a number of CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_cores: Option<f64>,
+}
+
 /// Which of the programs that CPU time needs are there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
@@ -161,6 +193,27 @@ impl Cpu {
             run_queue_wait: Wait::new(&cpu.run_queue_wait),
             throttling: proxy.cost.throttling,
         })
+    }
+}
+
+impl PodCost {
+    pub(super) fn all(window: &Window) -> Vec<Self> {
+        let pods = window.pods.iter().flat_map(|used| &used.pods);
+        pods.map(|(uid, &PodUse { cpu_ns, working_set_bytes })| Self {
+            pod_uid: uid.clone(),
+            cpu_ns,
+            cpu_cores: cpu_ns.and_then(|ns| window.cores(ns)),
+            working_set_bytes,
+        })
+        .collect()
+    }
+}
+
+impl OtherPods {
+    pub(super) fn new(window: &Window) -> Option<Self> {
+        let used = window.pods.as_ref().filter(|used| !used.is_empty())?;
+        let &PodsUse { ended, not_listed, other_cpu_ns: cpu_ns, .. } = used;
+        Some(Self { ended, not_listed, cpu_ns, cpu_cores: cpu_ns.and_then(|ns| window.cores(ns)) })
     }
 }
 

@@ -5,6 +5,7 @@ use smp_agent_abi::layout::{Cost, HOP_SERIES};
 
 use super::*;
 use crate::cgroup::Container;
+use crate::cgroup::pods::{PodUse, PodsUse};
 use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
 use crate::hop::series_index;
@@ -108,6 +109,7 @@ pub(crate) fn window() -> Window {
             idle: Cost { on_cpu_ns: 3_300_000_000, softirq_borne_ns: 60_000_000, ..Cost::default() },
         },
         usage: Usage::default(),
+        pods: None,
         self_use: SelfUse { cpu_ns: 4_000_000, rss_bytes: 9 << 20, map_bytes: 5 << 20 },
     }
 }
@@ -141,16 +143,23 @@ pub(crate) fn cluster() -> Cluster {
             namespace: "shop".into(),
             owner: Owner { kind: "Deployment".into(), name: "cart".into() },
             pods: 3,
+            unmeasured_pods: 0,
+            cpu_ns: None,
+            cpu_cores: None,
+            working_set_bytes: None,
+            control_plane_of: None,
         }],
         trouble: None,
     }
 }
 
+const CART_UID: &str = "6f9f0e57-3b5a-4a3e-9d0b-0d8f1c2b3a4d";
+
 pub(crate) fn pod() -> Pod {
     Pod {
         name: "cart-5d9f-abcde".into(),
         namespace: "shop".into(),
-        uid: Some("6f9f0e57-3b5a-4a3e-9d0b-0d8f1c2b3a4d".into()),
+        uid: Some(CART_UID.into()),
         node: Some("node-a".into()),
         owner: Some(Owner { kind: "Deployment".into(), name: "cart".into() }),
         container: Some("istio-proxy".into()),
@@ -248,6 +257,40 @@ fn a_pod_and_its_cluster() {
         json["kubernetes"],
         json!({"node": "node-a", "version": "v1.20.2", "instance_type": "bed.small",
             "workloads": [{"namespace": "shop", "kind": "Deployment", "name": "cart", "pods": 3}]})
+    );
+}
+
+/// A tenth of a CPU in the pod that `cart` is in, 2 s long, and a second one.
+pub(crate) fn pods_used() -> PodsUse {
+    let used = |cpu_ns| PodUse { cpu_ns, working_set_bytes: Some(64_500_000) };
+    PodsUse {
+        pods: [(CART_UID, used(Some(200_000_000))), ("9f86d081884c7d659a2feaa0c55ad015", used(None))]
+            .map(|(uid, used)| (uid.to_owned(), used))
+            .into(),
+        ended: 1,
+        not_listed: 0,
+        other_cpu_ns: Some(1_000_000),
+    }
+}
+
+#[test]
+fn pods_by_uid_and_what_is_in_none() {
+    let mut window = window();
+    window.pods = Some(PodsUse::default());
+    let json = serde_json::to_value(document(&window)).unwrap();
+    assert_eq!((json.get("pods"), json.get("other_pods")), (None, None), "without pods nothing is said");
+    window.pods = Some(pods_used());
+    let json = serde_json::to_value(document(&window)).unwrap();
+    assert_eq!(
+        json["pods"],
+        json!([
+            {"pod_uid": CART_UID, "cpu_ns": 200_000_000, "cpu_cores": 0.1, "working_set_bytes": 64_500_000},
+            {"pod_uid": "9f86d081884c7d659a2feaa0c55ad015", "working_set_bytes": 64_500_000},
+        ])
+    );
+    assert_eq!(
+        json["other_pods"],
+        json!({"ended": 1, "not_listed": 0, "cpu_ns": 1_000_000, "cpu_cores": 0.0005})
     );
 }
 

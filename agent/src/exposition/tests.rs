@@ -19,6 +19,7 @@ fn snapshot() -> Arc<Snapshot> {
         programs,
         beside,
         usage,
+        pods: None,
         self_use: SelfUse { cpu_ns: 1_500_000_000, rss_bytes: 4_096, map_bytes: 8_192 },
     })
 }

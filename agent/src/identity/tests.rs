@@ -134,3 +134,32 @@ fn the_build_id_is_the_one_that_binutils_read() {
     let (_, id) = notes.split_once("Build ID: ").unwrap();
     assert_eq!(found.as_deref(), id.lines().next());
 }
+
+#[test]
+fn control_planes_by_the_labels_of_their_charts() {
+    let of = |labels: &[(&'static str, &str)]| {
+        control_plane(&labels.iter().map(|&(name, value)| (name, value.to_owned())).collect())
+    };
+    for (labels, want) in [
+        (&[("app", "istiod"), ("istio", "pilot")][..], Some(Mesh::Istio)),
+        (&[("app", "istio-ingressgateway"), ("istio", "ingressgateway")], None),
+        (&[("linkerd.io/control-plane-component", "destination")], Some(Mesh::Linkerd)),
+        (&[("app", "consul"), ("component", "server")], Some(Mesh::Consul)),
+        (&[("app", "consul"), ("component", "connect-injector")], Some(Mesh::Consul)),
+        (&[("app", "consul"), ("component", "mesh-gateway")], None),
+        (&[("app", "shop"), ("component", "server")], None),
+        (&[("app", "kuma-control-plane")], Some(Mesh::Kuma)),
+        (&[("app", "kuma-ingress")], None),
+        (&[("io.cilium/app", "operator")], Some(Mesh::CiliumServiceMesh)),
+        (&[("app", "osm-controller")], Some(Mesh::OpenServiceMesh)),
+        (&[("app", "osm-injector")], Some(Mesh::OpenServiceMesh)),
+        (&[("app", "osm-bootstrap")], Some(Mesh::OpenServiceMesh)),
+        (&[("app", "maesh"), ("component", "controller")], Some(Mesh::TraefikMesh)),
+        (&[("app", "maesh"), ("component", "maesh-mesh")], None),
+        (&[("app", "shop"), ("component", "controller")], None),
+        (&[], None),
+    ] {
+        assert_eq!(of(labels), want, "{labels:?}");
+        assert!(labels.iter().all(|(name, _)| TELLING_LABELS.contains(name)), "{labels:?} are not kept");
+    }
+}

@@ -8,6 +8,8 @@ use tracing::warn;
 
 use super::{Owner, Pod, Source, Workload, api};
 use crate::cgroup::Container;
+use crate::cgroup::pods::{PodUse, PodsUse};
+use crate::identity::{Mesh, control_plane};
 
 /// How many pods are kept: more than any kubelet runs (110 unless told, some clusters 500).
 const MAX_PODS: usize = 4_096;
@@ -86,16 +88,60 @@ impl Index {
         self.pods.by_uid.is_empty()
     }
 
-    /// The owners of the pods that run, by name.
-    pub(super) fn workloads(&self) -> Vec<Workload> {
-        let mut counts: BTreeMap<(String, Owner), u32> = BTreeMap::new();
-        for Entry { pod, .. } in self.pods.by_uid.values().map(Arc::as_ref).filter(|entry| entry.runs) {
+    /// The owners of the pods that run, by name, and what the control groups of these have used.
+    pub(super) fn workloads(&self, used: &PodsUse) -> Vec<Workload> {
+        let mut workloads: BTreeMap<(String, Owner), Workload> = BTreeMap::new();
+        for (uid, entry) in self.pods.by_uid.iter().filter(|(_, entry)| entry.runs) {
+            let Entry { pod, hash, .. } = entry.as_ref();
             // Static pods are the node's, which is no workload.
             let made_by = pod.owner.clone().filter(|owner| owner.kind != "Node");
             let alone = || Owner { kind: "Pod".to_owned(), name: pod.name.clone() };
-            *counts.entry((pod.namespace.clone(), made_by.unwrap_or_else(alone))).or_default() += 1;
+            let (namespace, owner) = (pod.namespace.clone(), made_by.unwrap_or_else(alone));
+            let workload = workloads
+                .entry((namespace.clone(), owner.clone()))
+                .or_insert_with(|| Workload::of_no_pod(namespace, owner));
+            let group = used.pods.get(hash.as_ref().unwrap_or(uid));
+            workload.add(group.copied().unwrap_or_default(), control_plane(&pod.labels));
         }
-        counts.into_iter().map(|((namespace, owner), pods)| Workload { namespace, owner, pods }).collect()
+        workloads.into_values().map(Workload::checked).collect()
+    }
+}
+
+impl Workload {
+    const fn of_no_pod(namespace: String, owner: Owner) -> Self {
+        Self {
+            namespace,
+            owner,
+            pods: 0,
+            unmeasured_pods: 0,
+            cpu_ns: None,
+            cpu_cores: None,
+            working_set_bytes: None,
+            control_plane_of: None,
+        }
+    }
+
+    fn add(&mut self, used: PodUse, control_plane_of: Option<Mesh>) {
+        self.pods += 1;
+        self.control_plane_of = self.control_plane_of.or(control_plane_of);
+        let Some(cpu_ns) = used.cpu_ns else {
+            self.unmeasured_pods += 1;
+            return;
+        };
+        // Memory is of the same pods, or unknown: there are kernels that do not count it.
+        self.working_set_bytes = match self.cpu_ns {
+            None => used.working_set_bytes,
+            Some(_) => self.working_set_bytes.zip(used.working_set_bytes).map(|(sum, bytes)| sum + bytes),
+        };
+        self.cpu_ns = Some(self.cpu_ns.unwrap_or(0) + cpu_ns);
+    }
+
+    /// Where nothing was measured it shows in that.
+    const fn checked(mut self) -> Self {
+        if self.cpu_ns.is_none() {
+            self.unmeasured_pods = 0;
+        }
+        self
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, timeout};
 
 use super::*;
+use crate::cgroup::pods::PodUse;
 
 /// Longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -133,7 +134,7 @@ fn events(count: usize) -> &'static str {
 async fn until(names: &mut Names, known: impl Fn(&Names) -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !known(names) {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {:?}", names.cluster());
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {:?}", names.cluster(None));
         let _later = timeout(Duration::from_millis(100), names.known.changed()).await;
     }
 }
@@ -198,7 +199,7 @@ async fn containers_have_the_names_of_their_pods() {
     let server = Server::start(LIST).await;
     let mut names = server.names();
     until(&mut names, |names| {
-        names.pod(&container(CART)).is_some() && names.cluster().instance_type.is_some()
+        names.pod(&container(CART)).is_some() && names.cluster(None).instance_type.is_some()
     })
     .await;
     let found = |id: &str| shown(names.pod(&container(id)));
@@ -221,7 +222,7 @@ async fn containers_have_the_names_of_their_pods() {
     assert_eq!(names.pod(&container(GATEWAY)).unwrap().labels["istio"], "ingressgateway");
     assert!(proxy.is_complete());
 
-    let cluster = names.cluster();
+    let cluster = names.cluster(None);
     assert_eq!(cluster.version.as_deref(), Some("v1.20.2"));
     assert_eq!(cluster.instance_type.as_deref(), Some("bed.small"));
     let workloads = cluster.workloads.iter();
@@ -286,7 +287,7 @@ async fn a_pod_that_comes_and_goes() {
     let server = Server::start(LIST).await;
     let mut names = server.names();
     until(&mut names, |names| {
-        names.pod(&container(CART)).is_some() && names.cluster().instance_type.is_some()
+        names.pod(&container(CART)).is_some() && names.cluster(None).instance_type.is_some()
     })
     .await;
     let (by_id, by_uid) = (container(LATE), of_uid(LATE_UID));
@@ -300,7 +301,7 @@ async fn a_pod_that_comes_and_goes() {
     until(&mut names, |names| names.pod(&by_id).is_some()).await;
     assert_eq!(shown(names.pod(&by_id)), late(Some("istio-proxy")), "runs");
     names.known.mark_unchanged();
-    let runs = |names: &Names| names.cluster().workloads.iter().any(|of| of.owner.name == "late");
+    let runs = |names: &Names| names.cluster(None).workloads.iter().any(|of| of.owner.name == "late");
     assert!(runs(&names));
     for count in 4..=6 {
         server.watches.send_replace(vec![events(count)]);
@@ -319,7 +320,7 @@ async fn a_pod_that_comes_and_goes() {
     let again = || server.asked(PODS).iter().any(|asked| asked.contains("resourceVersion=450"));
     until(&mut names, |_| again()).await;
     assert_eq!(server.asked(PODS).iter().filter(|asked| !asked.contains("watch=true")).count(), 1);
-    assert_eq!(names.cluster().trouble, None);
+    assert_eq!(names.cluster(None).trouble, None);
 }
 
 #[tokio::test]
@@ -336,7 +337,7 @@ async fn a_version_that_is_too_old_begins_again_without_a_word() {
         "a new list"
     );
     assert!(names.pod(&container(CART)).is_some());
-    assert_eq!((names.cluster().trouble, lines.of("WARN")), (None, Vec::new()));
+    assert_eq!((names.cluster(None).trouble, lines.of("WARN")), (None, Vec::new()));
 }
 
 #[tokio::test]
@@ -347,7 +348,7 @@ async fn what_is_forbidden_is_said_once_with_what_to_allow_and_asked_again() {
     let mut names = server.names();
     let lists = || server.asked(PODS).len();
     until(&mut names, |_| lists() >= 2).await;
-    let trouble = names.cluster().trouble.unwrap();
+    let trouble = names.cluster(None).trouble.unwrap();
     for part in [
         "forbids to list pods",
         "system:serviceaccount:smp-agent:nobody",
@@ -361,7 +362,7 @@ async fn what_is_forbidden_is_said_once_with_what_to_allow_and_asked_again() {
     // Once it is allowed, names come.
     server.list.send_replace(LIST);
     until(&mut names, |names| names.pod(&container(CART)).is_some()).await;
-    assert_eq!((names.cluster().trouble, lines.of("WARN").len()), (None, 1));
+    assert_eq!((names.cluster(None).trouble, lines.of("WARN").len()), (None, 1));
     assert_eq!(lines.of("answers: pods are named").len(), 1);
 }
 
@@ -370,8 +371,8 @@ async fn a_watch_that_is_forbidden_leaves_the_names_of_the_list() {
     let server = Server::start(LIST).await;
     server.watches.send_replace(vec![recorded!("watch-403.http")]);
     let mut names = server.names();
-    until(&mut names, |names| names.cluster().trouble.is_some()).await;
-    assert!(names.cluster().trouble.unwrap().contains("forbids to watch pods"));
+    until(&mut names, |names| names.cluster(None).trouble.is_some()).await;
+    assert!(names.cluster(None).trouble.unwrap().contains("forbids to watch pods"));
     assert!(names.pod(&container(CART)).is_some());
 }
 
@@ -383,8 +384,8 @@ async fn other_refusals_have_their_own_advice() {
     ] {
         let server = Server::start(list).await;
         let mut names = server.names();
-        until(&mut names, |names| names.cluster().trouble.is_some()).await;
-        let trouble = names.cluster().trouble.unwrap();
+        until(&mut names, |names| names.cluster(None).trouble.is_some()).await;
+        let trouble = names.cluster(None).trouble.unwrap();
         assert!(parts.iter().all(|part| trouble.contains(part)), "{trouble}");
     }
     // Nobody listens any more.
@@ -392,8 +393,8 @@ async fn other_refusals_have_their_own_advice() {
     let config = Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
     drop(listener);
     let mut names = Names::ask(config, "node-a").unwrap();
-    until(&mut names, |names| names.cluster().trouble.is_some()).await;
-    let trouble = names.cluster().trouble.unwrap();
+    until(&mut names, |names| names.cluster(None).trouble.is_some()).await;
+    let trouble = names.cluster(None).trouble.unwrap();
     assert!(trouble.contains("cannot be asked") && trouble.contains("refused"), "{trouble}");
 }
 
@@ -404,10 +405,10 @@ async fn a_server_that_hangs_delays_nothing_and_is_said() {
     let begun = Instant::now();
     let mut names = Names::ask(config, "node-a").unwrap();
     assert_eq!(names.pod(&container(CART)), None);
-    assert_eq!(names.cluster(), Cluster { node: "node-a".into(), ..Cluster::default() });
+    assert_eq!(names.cluster(None), Cluster { node: "node-a".into(), ..Cluster::default() });
     assert_eq!(begun.elapsed(), Duration::ZERO, "nobody has waited");
-    until(&mut names, |names| names.cluster().trouble.is_some()).await;
-    assert!(names.cluster().trouble.unwrap().contains("has not answered for 10 s"));
+    until(&mut names, |names| names.cluster(None).trouble.is_some()).await;
+    assert!(names.cluster(None).trouble.unwrap().contains("has not answered for 10 s"));
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
 }
 
@@ -440,6 +441,60 @@ fn a_list_takes_the_place_of_what_was_known_when_it_has_ended() {
     assert!(index.pod(&of_uid("a")).is_some() && index.pod(&of_uid("b")).is_none());
     index.take(Event::InitDone);
     assert!(index.pod(&of_uid("a")).is_none() && index.pod(&of_uid("b")).is_some());
+}
+
+/// Used by a pod's group.
+fn used(cpu_ns: u64, working_set_bytes: u64) -> PodUse {
+    PodUse { cpu_ns: Some(cpu_ns), working_set_bytes: Some(working_set_bytes) }
+}
+
+fn of_groups(groups: &[(&str, PodUse)]) -> PodsUse {
+    let pods = groups.iter().map(|&(uid, used)| (uid.to_owned(), used)).collect();
+    PodsUse { pods, ..PodsUse::default() }
+}
+
+#[tokio::test]
+async fn workloads_have_what_the_groups_of_their_pods_used_static_ones_by_hash() {
+    let server = Server::start(LIST).await;
+    let mut names = server.names();
+    until(&mut names, |names| names.pod(&container(EDGE)).is_some()).await;
+    let mut window = crate::document::tests::window();
+    window.pods = Some(of_groups(&[(CART_UID, used(500_000_000, 7)), (EDGE_HASH, used(20, 8))]));
+    let workloads = names.cluster(Some(&window)).workloads;
+    let of = |name: &str| workloads.iter().find(|workload| workload.owner.name == name).unwrap();
+    let cart = of("cart");
+    assert_eq!(
+        (cart.cpu_ns, cart.cpu_cores, cart.working_set_bytes),
+        (Some(500_000_000), Some(0.25), Some(7))
+    );
+    assert_eq!((of("edge-node-a").cpu_ns, of("edge-node-a").is_whole()), (Some(20), true));
+    let lone = serde_json::to_value(of("lone")).unwrap();
+    assert_eq!(lone, serde_json::json!({"namespace": "default", "kind": "Pod", "name": "lone", "pods": 1}));
+}
+
+#[test]
+fn pods_of_one_owner_add_up_and_those_that_are_missing_are_said() {
+    let mut index = Index::default();
+    for uid in ["a", "b", "c"] {
+        let mut pod = pod_of(uid);
+        pod.metadata.labels.get_or_insert_default().insert("app".into(), "istiod".into());
+        index.take(Event::Apply(pod));
+    }
+    let workload = |groups: &[(&str, PodUse)]| {
+        let mut workloads = index.workloads(&of_groups(groups));
+        assert_eq!(workloads.len(), 1);
+        workloads.remove(0)
+    };
+    let all = workload(&[("a", used(1, 10)), ("b", used(2, 20)), ("c", used(3, 30)), ("d", used(9, 90))]);
+    assert_eq!((all.pods, all.cpu_ns, all.working_set_bytes), (3, Some(6), Some(60)));
+    assert_eq!((all.is_whole(), all.control_plane_of), (true, Some(Mesh::Istio)));
+    let part = workload(&[("a", used(1, 10)), ("c", PodUse { cpu_ns: None, ..used(0, 30) })]);
+    assert_eq!((part.unmeasured_pods, part.cpu_ns, part.working_set_bytes), (2, Some(1), Some(10)));
+    let without_memory = PodUse { working_set_bytes: None, ..used(2, 0) };
+    let some = workload(&[("a", used(1, 10)), ("b", without_memory), ("c", used(3, 30))]);
+    assert_eq!((some.cpu_ns, some.working_set_bytes, some.is_whole()), (Some(6), None, true));
+    let none = workload(&[]);
+    assert_eq!((none.pods, none.unmeasured_pods, none.cpu_ns), (3, 0, None));
 }
 
 #[test]

@@ -106,6 +106,9 @@ pub struct ServiceMeshConfig {
     /// The proxies that are not at the edge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sidecar: Option<Proxies>,
+    /// The pods of its control plane.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh_control_plane: Option<MeshControlPlane>,
     /// The application, if all proxies that name one serve the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub application_metadata: Option<ApplicationMetadata>,
@@ -138,6 +141,19 @@ pub struct Proxies {
     pub bps: Option<i32>,
 }
 
+/// Pods of a control plane together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MeshControlPlane {
+    /// How many run on the node.
+    pub count: i32,
+    /// CPU time, thousandths of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_mcores: Option<i32>,
+    /// Working sets, MB of 10^6 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_mb: Option<i32>,
+}
+
 /// What the proxies serve, by `app.kubernetes.io/*`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ApplicationMetadata {
@@ -167,13 +183,19 @@ pub struct EnvironmentConfig {
     pub individual_workloads: Vec<IndividualWorkload>,
 }
 
-/// Pods of one owner. Their CPU time and memory are not measured, so `cpu_mcores` and `mem_mb` stay unset.
+/// Pods of one owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IndividualWorkload {
     /// `namespace/name` of the owner.
     pub name: String,
     /// How many of its pods run on the node.
     pub count: i32,
+    /// CPU time of all of them, thousandths of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_mcores: Option<i32>,
+    /// Their working sets, MB of 10^6 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_mb: Option<i32>,
 }
 
 /// A node's size.

@@ -16,12 +16,12 @@ use uuid::Uuid;
 
 use crate::document::{Document, ProxyMatching};
 use crate::hop::{Direction, Segment};
-use crate::identity::Role;
-use crate::kubernetes::Pod;
+use crate::identity::{Mesh, Role};
+use crate::kubernetes::{Pod, Workload};
 use crate::window::{Bytes, Opened};
 use message::{
-    ApplicationMetadata, Client, EnvironmentConfig, EnvironmentNode, IndividualWorkload, Latency, MeshType,
-    PerformanceTestConfig, PerformanceTestResult, Proxies, ServiceMeshConfig,
+    ApplicationMetadata, Client, EnvironmentConfig, EnvironmentNode, IndividualWorkload, Latency,
+    MeshControlPlane, MeshType, PerformanceTestConfig, PerformanceTestResult, Proxies, ServiceMeshConfig,
 };
 
 /// Release of the specification whose fields these are.
@@ -146,6 +146,12 @@ fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
         let scope = format!("total of this node's {of}; bps is bytes per second, mem is resident");
         labels.extend(proxies.map(|_| (name, scope)));
     }
+    let control_plane = control_plane(document);
+    labels.extend(control_plane.map(|(mesh, _)| {
+        let scope =
+            format!("total of this node's pods of {}'s control plane; mem is the working set", mesh.as_str());
+        ("control-plane-scope", scope)
+    }));
     let opened = opened(document);
     let all = opened.plain + opened.tls + opened.mutual_tls;
     if all > 0 {
@@ -166,6 +172,7 @@ fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
             .map(|name| MeshType { name }),
         ingress_gateway,
         sidecar,
+        mesh_control_plane: control_plane.map(|(_, pods)| pods),
         application_metadata: application(document),
         exp_uuid: document.run_id.clone(),
     }
@@ -226,6 +233,33 @@ fn together(document: &Document, of: impl Fn(&ProxyMatching) -> bool) -> Option<
     })
 }
 
+/// The control plane of the mesh that the proxies serve, as far as it is on this node. Where no proxy shows a mesh it is the only
+/// one that is here; Cilium's operator alone is none, since it is there without the mesh too. `None` where there are several.
+fn control_plane(document: &Document) -> Option<(Mesh, MeshControlPlane)> {
+    let meshes: Vec<_> = document.proxies.iter().filter_map(|proxy| proxy.identity.mesh).collect();
+    let is_of =
+        |mesh| if meshes.is_empty() { mesh != Mesh::CiliumServiceMesh } else { meshes.contains(&mesh) };
+    let workloads = || document.kubernetes.iter().flat_map(|cluster| &cluster.workloads);
+    let of_some = || workloads().filter_map(|workload| workload.control_plane_of).filter(|&mesh| is_of(mesh));
+    let mesh = all_alike(of_some().map(Some))?;
+    let its: Vec<_> = workloads().filter(|workload| workload.control_plane_of == Some(mesh)).collect();
+    let (cpu_mcores, mem_mb) = cpu_and_memory(&its);
+    let count = saturated(its.iter().map(|workload| f64::from(workload.pods)).sum());
+    Some((mesh, MeshControlPlane { count, cpu_mcores, mem_mb }))
+}
+
+/// Of these workloads together, rounded as a whole; absent where it is not that of all their pods.
+fn cpu_and_memory(workloads: &[&Workload]) -> (Option<i32>, Option<i32>) {
+    let sum = |value: fn(&Workload) -> Option<f64>| {
+        let values = workloads.iter().map(|workload| value(workload).filter(|_| workload.is_whole()));
+        values.sum::<Option<f64>>().map(saturated)
+    };
+    (
+        sum(|workload| workload.cpu_cores.map(|cores| cores * 1e3)),
+        sum(|workload| workload.working_set_bytes.map(|bytes| bytes as f64 / BYTES_PER_MB as f64)),
+    )
+}
+
 /// The nearest number that a field holds.
 fn saturated(value: f64) -> i32 {
     // `as` takes the nearest, and 0 for what is no number.
@@ -240,6 +274,11 @@ fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
     let cluster = document.kubernetes.as_ref();
     labels.extend(cluster.map(|cluster| ("kubernetes-node", cluster.node.clone())));
     let workloads = cluster.into_iter().flat_map(|cluster| &cluster.workloads);
+    if workloads.clone().any(|workload| workload.cpu_ns.is_some()) {
+        let scope =
+            "cpu and mem of the pods' control groups, proxies in them included; mem is the working set";
+        labels.push(("individual-workloads-scope", scope.to_owned()));
+    }
     EnvironmentConfig {
         smp_version: SMP_VERSION,
         id: ids.of("environment"),
@@ -251,9 +290,14 @@ fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
             mem_mb: node.mem_bytes.map(|bytes| bytes / BYTES_PER_MB),
         }],
         individual_workloads: workloads
-            .map(|workload| IndividualWorkload {
-                name: format!("{}/{}", workload.namespace, workload.owner.name),
-                count: i32::try_from(workload.pods).unwrap_or(i32::MAX),
+            .map(|workload| {
+                let (cpu_mcores, mem_mb) = cpu_and_memory(&[workload]);
+                IndividualWorkload {
+                    name: format!("{}/{}", workload.namespace, workload.owner.name),
+                    count: i32::try_from(workload.pods).unwrap_or(i32::MAX),
+                    cpu_mcores,
+                    mem_mb,
+                }
             })
             .collect(),
     }

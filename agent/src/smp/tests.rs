@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::document::tests::{cluster, document, document_in, pod, window};
-use crate::kubernetes::Pod;
+use crate::kubernetes::{Cluster, Pod, Workload};
 
 fn rendered(test: &Test) -> Value {
     serde_json::to_value(SmpResult::new(&document(&window()), test)).unwrap()
@@ -155,6 +155,69 @@ fn the_cluster_is_in_the_environment() {
     assert_eq!(environment["nodes"], json!([{"type": "bed.small", "cores": 2, "mem_mb": "8000"}]));
     assert_eq!(environment["individual_workloads"], json!([{"name": "shop/cart", "count": 3}]));
     assert_eq!(environment["labels"]["io.smp-agent/kubernetes-node"], json!("node-a"));
+}
+
+/// Pods of one owner that take so much of a CPU each.
+fn workload(name: &str, pods: u32, cores: f64, control_plane_of: Option<Mesh>) -> Workload {
+    let mut workload = cluster().workloads.remove(0);
+    workload.owner.name = name.into();
+    workload.pods = pods;
+    (workload.cpu_ns, workload.cpu_cores) = (Some(1), Some(cores * f64::from(pods)));
+    workload.working_set_bytes = Some(600_000 * u64::from(pods));
+    workload.control_plane_of = control_plane_of;
+    workload
+}
+
+#[test]
+fn workloads_are_rounded_as_a_whole_and_unset_where_not_all_is_known() {
+    let mut workloads = vec![workload("cart", 3, 0.0004, None), workload("huge", 1, 1e9, None)];
+    let environment = |workloads| {
+        let document = document_in(&window(), Cluster { workloads, ..cluster() });
+        serde_json::to_value(SmpResult::new(&document, &Test::default()).environment).unwrap()
+    };
+    let all = environment(workloads.clone());
+    assert_eq!(
+        all["individual_workloads"],
+        json!([{"name": "shop/cart", "count": 3, "cpu_mcores": 1, "mem_mb": 2},
+            {"name": "shop/huge", "count": 1, "cpu_mcores": i32::MAX, "mem_mb": 1}])
+    );
+    assert!(
+        all["labels"]["io.smp-agent/individual-workloads-scope"].as_str().unwrap().contains("working set")
+    );
+    workloads[0].unmeasured_pods = 1;
+    let part = environment(workloads);
+    assert_eq!(part["individual_workloads"][0], json!({"name": "shop/cart", "count": 3}));
+}
+
+#[test]
+fn the_control_plane_is_that_of_the_proxies_mesh() {
+    let mesh = |proxies: Option<Mesh>, of: &[Mesh]| {
+        let mut window = window();
+        window.proxies[0].proxy.identity.mesh = proxies;
+        let mut workloads = vec![workload("cart", 1, 0.5, None)];
+        // Two workloads each: 1 + 2 pods of 0.4 thousandths.
+        workloads
+            .extend(of.iter().flat_map(|&of| [1, 2].map(|pods| workload("of-it", pods, 0.0004, Some(of)))));
+        let document = document_in(&window, Cluster { workloads, ..cluster() });
+        SmpResult::new(&document, &Test::default()).mesh
+    };
+    let found = |proxies, of: &[Mesh]| {
+        let mesh = mesh(proxies, of);
+        let scope = mesh.labels.get(&format!("{LABEL_PREFIX}control-plane-scope")).cloned();
+        assert_eq!(scope.is_some(), mesh.mesh_control_plane.is_some());
+        serde_json::to_value(mesh.mesh_control_plane).unwrap()
+    };
+    let three = json!({"count": 3, "cpu_mcores": 1, "mem_mb": 2});
+    let (istio, cilium, kuma) = (Mesh::Istio, Mesh::CiliumServiceMesh, Mesh::Kuma);
+    assert_eq!(found(Some(istio), &[istio]), three);
+    assert_eq!(found(Some(istio), &[cilium, istio]), three, "of another mesh");
+    assert_eq!(found(Some(cilium), &[cilium]), three);
+    assert_eq!(found(None, &[istio, cilium]), three, "no proxy shows a mesh");
+    for (proxies, of) in
+        [(None, vec![]), (None, vec![cilium]), (None, vec![istio, kuma]), (Some(istio), vec![kuma])]
+    {
+        assert_eq!(found(proxies, &of), Value::Null, "{proxies:?} {of:?}");
+    }
 }
 
 #[test]
