@@ -12,10 +12,10 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::layout::{Cost, NO_PROXY, Running, TaskTimes, wait_series};
+use smp_agent_abi::layout::{Cost, NO_PROXY, Running, Share, TaskTimes, WAIT_SERIES};
 
 use crate::departure::add_value;
-use crate::maps::{COSTS, PROXIES, RUNNING, TASKS};
+use crate::maps::{COSTS, RUNNING, TASKS, proxy_of};
 use crate::offsets::{
     IRQ_TIME_APART, OTHERS_SLOT, TASK_PID, TASK_RAN, TASK_RUN_DELAY, TASK_STIME, TASK_TGID, TASK_UTIME, field,
 };
@@ -87,8 +87,11 @@ fn on_switch(prev: *const c_void, next: *const c_void, gave_up: bool) -> Option<
     running.softirq_ns = 0;
     running.slot = slot_of(next);
     running.pid = pid;
-    // Of all: which tasks are a proxy's may be known only when this one is switched from.
-    running.times = times(next);
+    // Of all but idle: which tasks are a proxy's may be known only when this one is switched from, half a second later where
+    // nobody else wants its CPU.
+    if pid != 0 {
+        running.times = times(next);
+    }
     Some(())
 }
 
@@ -100,8 +103,7 @@ fn slot_of(task: *const c_void) -> u32 {
     let (pid, tgid) = unsafe { (field::<u32>(task, &TASK_PID), field::<u32>(task, &TASK_TGID)) };
     match pid {
         0 => others + 1,
-        // SAFETY: the value is copied at once.
-        _ => unsafe { PROXIES.get(&tgid) }.copied().unwrap_or(others),
+        _ => proxy_of(tgid).unwrap_or(others),
     }
 }
 
@@ -154,7 +156,9 @@ fn add_times(task: *const c_void, slot: u32, running: Option<&Running>, gave_up:
     cost.on_cpu_ns += ran_ns;
     cost.user_ticks_ns += now.user_ns.saturating_sub(before.user_ns);
     cost.system_ticks_ns += now.system_ns.saturating_sub(before.system_ns);
-    add_value(wait_series(slot), now.run_delay_ns.saturating_sub(before.run_delay_ns));
+    // Interrupts are off, and nobody else counts in this series.
+    let waited_ns = now.run_delay_ns.saturating_sub(before.run_delay_ns);
+    add_value(slot, WAIT_SERIES, waited_ns, (Share::Beside, true));
     ran_ns
 }
 

@@ -2,22 +2,23 @@
 //! and is recorded.
 
 use core::ffi::c_void;
+use core::hint::black_box;
 use core::ptr;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use smp_agent_abi::bucket::{self, BUCKETS, HIGHEST_NS};
+use smp_agent_abi::bucket::{self, HIGHEST_NS, PLACES};
 use smp_agent_abi::layout::{
     CLASS_AMBIGUOUS, CLASS_DRAINED, CLASS_EXACT, CLASS_HELD, CLASS_NONE, Direction, Loss, ROLE_ACCEPTED,
-    Segment, Socket, series,
+    Segment, Share, Socket, extent_place, series, series_place,
 };
 use smp_agent_abi::pending::{BATCH, DRAIN, DRAIN_STEPS};
 use smp_agent_abi::upstreams::Held;
 use smp_agent_abi::word::Word as _;
 
 use crate::lane;
-use crate::maps::{Counters, LESS_ONE, SERIES, counter, socket_state};
+use crate::maps::{Counters, EXTENTS, LESS_ONE, SERIES, add, counter, socket_state};
 use crate::offsets::{
     SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER, WRITE_AFTER_DEPARTURE, field,
     probe_field,
@@ -88,7 +89,7 @@ fn on_departure(skb: *const c_void) -> Option<()> {
     if !carries(skb, socket.departing_seq)? {
         return None;
     }
-    let counters = Counters::of(socket.proxy_slot)?;
+    let counters = Counters::of_departure(socket.proxy_slot)?;
     if socket.departing_class == CLASS_DRAINED {
         return record_drained(socket, &counters, now_ns);
     }
@@ -133,7 +134,8 @@ fn record_drained(socket: &mut Socket, counters: &Counters, departure_ns: u64) -
 extern "C" fn record_some(together: *mut Together) -> u32 {
     // SAFETY: null, or of this type: the verifier checks the callers.
     let Some(together) = (unsafe { together.as_mut() }) else { return 0 };
-    let (Some(lane), Some(counters)) = (lane::at(together.lane), Counters::of(together.proxy_slot)) else {
+    let (Some(lane), Some(counters)) = (lane::at(together.lane), Counters::of_departure(together.proxy_slot))
+    else {
         return 0;
     };
     let direction = if together.response == 0 { Direction::Request } else { Direction::Response };
@@ -153,7 +155,7 @@ extern "C" fn record_some(together: *mut Together) -> u32 {
         }
         counters.add(counter!(ambiguous), 1);
         let stamps = [arrival_ns, read_ns, together.write_ns, together.departure_ns];
-        add_crossing(together.proxy_slot, direction, stamps);
+        add_crossing(together.proxy_slot, direction, &counters, stamps);
     }
     0
 }
@@ -230,7 +232,7 @@ pub fn record_one(proxy_slot: u32, direction: Direction, counters: &Counters, cr
         CLASS_AMBIGUOUS => counters.add(counter!(ambiguous), 1),
         _ => {}
     }
-    add_crossing(proxy_slot, direction, [arrival_ns, read_ns, write_ns, departure_ns]);
+    add_crossing(proxy_slot, direction, counters, [arrival_ns, read_ns, write_ns, departure_ns]);
 }
 
 /// The direction of what is written to a socket.
@@ -241,47 +243,110 @@ fn socket_direction(socket: &Socket) -> Direction {
 
 /// Counts the segments between the four stamps.
 #[inline(always)]
-fn add_crossing(
-    proxy_slot: u32,
-    direction: Direction,
-    [arrival_ns, read_ns, write_ns, departure_ns]: [u64; 4],
-) {
-    let add = |segment, from_ns: u64, to_ns: u64| {
-        add_value(series(proxy_slot, direction, segment), to_ns.saturating_sub(from_ns));
-    };
-    add(Segment::Hop, arrival_ns, departure_ns);
-    add(Segment::Queue, arrival_ns, read_ns);
-    add(Segment::Proxy, read_ns, write_ns);
+fn add_crossing(proxy_slot: u32, direction: Direction, counters: &Counters, stamps: [u64; 4]) {
+    let [arrival_ns, read_ns, write_ns, departure_ns] = stamps;
+    let segments = [
+        departure_ns.saturating_sub(arrival_ns),
+        read_ns.saturating_sub(arrival_ns),
+        write_ns.saturating_sub(read_ns),
+        departure_ns.saturating_sub(write_ns),
+    ];
+    let (share, alone) = counters.share();
+    let first = series(direction, Segment::Hop);
+    if alone {
+        let extent = extent_place(proxy_slot, share, first);
+        count_segments(series_place(proxy_slot, first), extent, &raw const segments);
+        return;
+    }
+    // One by one, which takes less of the stack: this may be called from far down.
+    let [hop_ns, queue_ns, proxy_ns, egress_ns] = segments;
+    add_value(proxy_slot, first, hop_ns, counters.share());
+    add_value(proxy_slot, first + 1, queue_ns, counters.share());
+    add_value(proxy_slot, first + 2, proxy_ns, counters.share());
     if !comes_before_write() {
-        add(Segment::Egress, write_ns, departure_ns);
+        add_value(proxy_slot, first + 3, egress_ns, counters.share());
     }
 }
 
-/// A function of its own: see `write.rs`.
+/// Counts a value in a series of a proxy, for one share of this CPU, alone there or not: [`Counters::share`].
+#[inline(always)]
+pub fn add_value(proxy_slot: u32, series: u32, value_ns: u64, (share, alone): (Share, bool)) {
+    let extent = extent_place(proxy_slot, share, series);
+    count_value(series_place(proxy_slot, series), extent, value_ns, u32::from(alone));
+}
+
+/// Counts the segments of one crossing, in the order of [`Segment`], where nothing else counts meanwhile. A function of its own: see `write.rs`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn add_value(series: u32, value_ns: u64) -> u32 {
-    let Some(series) = SERIES.get_ptr_mut(series) else { return 0 };
-    let index = bucket::index(value_ns);
-    if index >= BUCKETS {
+extern "C" fn count_segments(series: u32, extent: u32, segments: *const [u64; 4]) -> u32 {
+    // SAFETY: null, or of this type: the verifier checks the callers.
+    let Some(&[hop_ns, queue_ns, proxy_ns, egress_ns]) = (unsafe { segments.as_ref() }) else { return 0 };
+    let (Some(hop), Some(queue), Some(proxy), Some(egress)) =
+        (counts(series), counts(series + 1), counts(series + 2), counts(series + 3))
+    else {
         return 0;
+    };
+    let (hop, queue, proxy, egress) =
+        (bucket(hop, hop_ns), bucket(queue, queue_ns), bucket(proxy, proxy_ns), bucket(egress, egress_ns));
+    // An atomic instruction waits for all before it: what has left the caches is fetched together, before the first.
+    let _fetched = [hop.load(), queue.load(), proxy.load(), egress.load()];
+    hop.add(1);
+    queue.add(1);
+    proxy.add(1);
+    extend(extent, hop_ns, true);
+    extend(extent + 1, queue_ns, true);
+    extend(extent + 2, proxy_ns, true);
+    // Where the write hook comes behind the departure, there is none.
+    if !comes_before_write() {
+        egress.add(1);
+        extend(extent + 3, egress_ns, true);
     }
-    // SAFETY: fields of a map value, the index within the array.
-    let (count, sum_ns, max_ns, min_inverted_ns, clamped) = unsafe {
+    0
+}
+
+/// Counts one value. A function of its own: see `write.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_value(series: u32, extent: u32, value_ns: u64, alone: u32) -> u32 {
+    if let Some(counts) = counts(series) {
+        bucket(counts, value_ns).add(1);
+        extend(extent, value_ns, alone != 0);
+    }
+    0
+}
+
+/// The counts of a series, of all CPUs: a copy for each would take 64 times the memory on a node with 64.
+#[inline(always)]
+fn counts(series: u32) -> Option<*mut u64> {
+    // SAFETY: a field of a map value.
+    SERIES.get_ptr_mut(series).map(|series| unsafe { (&raw mut (*series).counts).cast() })
+}
+
+/// That of the values like this one.
+#[inline(always)]
+fn bucket<'a>(counts: *mut u64, value_ns: u64) -> &'a Atomic {
+    // The compiler knows that it is within the array; the verifier wants to see it.
+    let index = black_box(bucket::index(value_ns)) % PLACES;
+    // SAFETY: within the array.
+    Atomic::at(unsafe { counts.add(index) })
+}
+
+#[inline(always)]
+fn extend(extent: u32, value_ns: u64, alone: bool) {
+    let Some(extent) = EXTENTS.get_ptr_mut(extent) else { return };
+    // SAFETY: fields of a map value.
+    let (sum_ns, max_ns, min_inverted_ns, clamped) = unsafe {
         (
-            (&raw mut (*series).counts).cast::<u64>().add(index),
-            &raw mut (*series).sum_ns,
-            &raw mut (*series).max_ns,
-            &raw mut (*series).min_inverted_ns,
-            &raw mut (*series).clamped,
+            &raw mut (*extent).sum_ns,
+            &raw mut (*extent).max_ns,
+            &raw mut (*extent).min_inverted_ns,
+            &raw mut (*extent).clamped,
         )
     };
-    Atomic::at(count).add(1);
-    Atomic::at(sum_ns).add(value_ns);
+    add(sum_ns, value_ns, alone);
     Atomic::at(max_ns).raise(value_ns);
     Atomic::at(min_inverted_ns).raise(!value_ns);
     if value_ns > HIGHEST_NS {
-        Atomic::at(clamped).add(1);
+        add(clamped, 1, alone);
     }
-    0
 }

@@ -9,9 +9,13 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, Stack};
 use smp_agent_abi::lane::{self, Recent};
 use smp_agent_abi::layout::{
-    Cost, Destination, Direction, LOSSES, Loss, Running, SERIES_PER_PROXY, Series, Socket, Tally, TaskTimes,
+    Cost, Destination, Direction, Extent, LOSSES, Loss, Running, SERIES_PER_PROXY, Series, Share, Socket,
+    Tally, TaskTimes, tally_place,
 };
+use smp_agent_abi::names::{HINTS, hint_place};
+use smp_agent_abi::word::Word as _;
 
+use crate::offsets::PREEMPTIBLE;
 use crate::word::Atomic;
 
 /// What one thread has read, as it lies in `LANES`.
@@ -34,6 +38,8 @@ pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 #[map]
 pub static SERIES: Array<Series> = Array::with_max_entries(SERIES_PER_PROXY as u32, 0);
 #[map]
+pub static EXTENTS: PerCpuArray<Extent> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(1, 0);
@@ -43,6 +49,8 @@ pub static RUNNING: PerCpuArray<Running> = PerCpuArray::with_max_entries(1, 0);
 pub static TASKS: LruHashMap<u32, TaskTimes> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static PROXIES: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+#[map]
+pub static PROXY_HINTS: Array<u32> = Array::with_max_entries(HINTS, 0);
 #[map]
 pub static LISTENERS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 #[map]
@@ -85,39 +93,82 @@ fn storage<'a>(sk: *const c_void, flags: u64) -> Option<&'a mut Socket> {
     unsafe { state.cast::<Socket>().as_mut() }
 }
 
-/// This CPU's counters of a proxy.
-pub struct Counters(*mut Tally);
+/// False if a process is no proxy, which most are not. Cheaper than a look into `PROXIES`, or for a socket's state.
+#[inline(always)]
+pub fn may_be_proxy(tgid: u32) -> bool {
+    PROXY_HINTS.get(hint_place(tgid)).is_some_and(|&hint| hint != 0)
+}
+
+/// The proxy that a process is, by its slot.
+#[inline(always)]
+pub fn proxy_of(tgid: u32) -> Option<u32> {
+    if !may_be_proxy(tgid) {
+        return None;
+    }
+    // SAFETY: the value is copied at once.
+    unsafe { PROXIES.get(&tgid) }.copied()
+}
+
+/// This CPU's counters of a proxy, of one share.
+pub struct Counters {
+    tally: *mut Tally,
+    share: Share,
+    /// Whether nothing else counts in this share on this CPU before the program ends.
+    alone: bool,
+}
 
 impl Counters {
-    /// Those of the proxy in `slot`.
+    /// Those of the programs of receive and send calls. One runs at a time on a CPU, as long as a call is not preempted in
+    /// it.
     #[inline(always)]
-    pub fn of(slot: u32) -> Option<Self> {
-        TALLIES.get_ptr_mut(slot).map(Self)
+    pub fn of_call(slot: u32) -> Option<Self> {
+        Self::of(slot, Share::Calls, PREEMPTIBLE.load() == 0)
     }
 
-    /// Adds to one of them. An interrupt may count between load and store, so the add is atomic.
+    /// Those of the program of packets that leave: softirqs are off there, and what else counts in this share on the CPU does so
+    /// in softirqs, or in a process by atomic instructions.
+    #[inline(always)]
+    pub fn of_departure(slot: u32) -> Option<Self> {
+        Self::of(slot, Share::Beside, PREEMPTIBLE.load() == 0)
+    }
+
+    /// Those of all other programs.
+    #[inline(always)]
+    pub fn beside(slot: u32) -> Option<Self> {
+        Self::of(slot, Share::Beside, false)
+    }
+
+    #[inline(always)]
+    fn of(slot: u32, share: Share, alone: bool) -> Option<Self> {
+        TALLIES.get_ptr_mut(tally_place(slot, share)).map(|tally| Self { tally, share, alone })
+    }
+
+    /// Whose they are.
+    #[inline(always)]
+    pub const fn share(&self) -> (Share, bool) {
+        (self.share, self.alone)
+    }
+
+    /// Adds to one of them.
     #[inline(always)]
     pub fn add(&self, counter: fn(*mut Tally) -> *mut u64, amount: u64) {
-        use smp_agent_abi::word::Word as _;
-        Atomic::at(counter(self.0)).add(amount);
+        add(counter(self.tally), amount, self.alone);
     }
 
     /// So many bytes read, of messages that go this way.
     #[inline(always)]
     pub fn add_read(&self, direction: Direction, bytes: u64) {
-        use smp_agent_abi::word::Word as _;
         // SAFETY: a direction is below 2.
-        Atomic::at(unsafe { (&raw mut (*self.0).read_bytes).cast::<u64>().add(direction as usize) })
-            .add(bytes);
+        let read = unsafe { (&raw mut (*self.tally).read_bytes).cast::<u64>().add(direction as usize) };
+        add(read, bytes, self.alone);
     }
 
     /// So many bytes written, of messages that go this way.
     #[inline(always)]
     pub fn add_written(&self, direction: Direction, bytes: u64) {
-        use smp_agent_abi::word::Word as _;
         // SAFETY: as above.
-        Atomic::at(unsafe { (&raw mut (*self.0).written_bytes).cast::<u64>().add(direction as usize) })
-            .add(bytes);
+        let written = unsafe { (&raw mut (*self.tally).written_bytes).cast::<u64>().add(direction as usize) };
+        add(written, bytes, self.alone);
     }
 
     /// One message lost.
@@ -129,10 +180,22 @@ impl Counters {
     /// So many messages lost.
     #[inline(always)]
     pub fn lose_many(&self, loss: Loss, count: u64) {
-        use smp_agent_abi::word::Word as _;
         const { assert!(LOSSES == 6) };
         // SAFETY: `loss` is below LOSSES.
-        Atomic::at(unsafe { (&raw mut (*self.0).lost).cast::<u64>().add(loss as usize) }).add(count);
+        let lost = unsafe { (&raw mut (*self.tally).lost).cast::<u64>().add(loss as usize) };
+        add(lost, count, self.alone);
+    }
+}
+
+/// Adds to a field of a map value. An atomic instruction waits until all stores before it are done, those too that miss the
+/// caches; so none where nothing can come between.
+#[inline(always)]
+pub fn add(field: *mut u64, amount: u64, alone: bool) {
+    let word = Atomic::at(field);
+    if alone {
+        word.store(word.load().wrapping_add(amount));
+    } else {
+        word.add(amount);
     }
 }
 

@@ -103,6 +103,11 @@ pub static WRITE_AFTER_DEPARTURE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static IRQ_TIME_APART: Global<u64> = Global::new(0);
 
+/// Not 0 where a program may be interrupted by another task's on the same CPU: by preemption in its system call, or in a
+/// section that has softirqs off.
+#[unsafe(no_mangle)]
+pub static PREEMPTIBLE: Global<u64> = Global::new(0);
+
 /// Slot in the `COSTS` map of all tasks that are no proxy's; idle is behind it.
 #[unsafe(no_mangle)]
 pub static OTHERS_SLOT: Global<u64> = Global::new(0);

@@ -260,7 +260,7 @@ pub fn release_answered(place: u32, name: u64, proxy_slot: u32) {
 #[inline(never)]
 extern "C" fn release(place: u32, name: u64, proxy_slot: u32) -> u32 {
     if let Some(lane) = lane::at(place)
-        && let Some(counters) = Counters::of(proxy_slot)
+        && let Some(counters) = Counters::beside(proxy_slot)
         && let Some(held) = lane.upstreams.release(name)
     {
         departure::record_one(proxy_slot, Direction::Request, &counters, held);
@@ -303,9 +303,8 @@ pub fn end(socket: &mut Socket) {
     let (connecting_ns, connected_ns) = (socket.connecting_ns, socket.connected_ns);
     if connecting_ns != 0 && connected_ns != 0 {
         socket.connecting_ns = 0;
-        if socket.elsewhere != 0
-            && let Some(counters) = Counters::of(socket.proxy_slot)
-        {
+        let Some(counters) = Counters::beside(socket.proxy_slot) else { return };
+        if socket.elsewhere != 0 {
             // One that opened before its destination was known may not have shown its handshake.
             let known = known(socket);
             let secured = matches!(socket.opening, OPENING_FIRST | OPENING_SECURED);
@@ -318,7 +317,8 @@ pub fn end(socket: &mut Socket) {
                 counters.add(counter!(opened_plain), 1);
             }
         }
-        let series = series(socket.proxy_slot, Direction::Request, Segment::Connect);
-        add_value(series, connected_ns.saturating_sub(connecting_ns));
+        let series = series(Direction::Request, Segment::Connect);
+        let took_ns = connected_ns.saturating_sub(connecting_ns);
+        add_value(socket.proxy_slot, series, took_ns, counters.share());
     }
 }

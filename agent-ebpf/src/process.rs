@@ -7,8 +7,10 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK, ProcessEvent, SHARED};
 
+use smp_agent_abi::names::hint_place;
+
 use crate::lane;
-use crate::maps::{Counters, EVENTS, FREE_PLACES, PROXIES, RECENT, THREADS, counter};
+use crate::maps::{Counters, EVENTS, FREE_PLACES, PROXIES, PROXY_HINTS, RECENT, THREADS, counter, proxy_of};
 use crate::offsets::{TASK_PID, TASK_TGID, field};
 
 /// `sched_process_exec(task, old_pid, bprm)`: user space looks whether the new program is a proxy.
@@ -28,12 +30,14 @@ pub fn fork(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn on_fork(child: *const c_void) -> Option<()> {
     let parent_tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the value is copied at once.
-    let slot = *unsafe { PROXIES.get(&parent_tgid) }?;
+    let slot = proxy_of(parent_tgid)?;
     // SAFETY: a program argument.
     let (pid, tgid) = unsafe { (field::<u32>(child, &TASK_PID), field::<u32>(child, &TASK_TGID)) };
     // A thread of the same process has its process's tgid.
-    if pid == tgid && PROXIES.insert(&tgid, &slot, 0).is_ok() {
+    if pid == tgid
+        && PROXY_HINTS.set(hint_place(tgid), 1, 0).is_ok()
+        && PROXIES.insert(&tgid, &slot, 0).is_ok()
+    {
         tell(PROCESS_FORK, tgid);
     }
     Some(())
@@ -50,11 +54,10 @@ pub fn exit(_: BtfTracePointContext) -> i32 {
 fn on_exit() -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
-    // SAFETY: the value is copied at once.
-    let slot = *unsafe { PROXIES.get(&tgid) }?;
+    let slot = proxy_of(tgid)?;
     // Absent unless its process shares a lane.
     let _removed = RECENT.remove(&tid);
-    let counters = Counters::of(slot)?;
+    let counters = Counters::beside(slot)?;
     if tid == tgid {
         tell(PROCESS_EXIT, tgid);
         end_lane(tgid | SHARED, &counters);

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_skc_to_tcp_sock};
 use smp_agent_abi::layout::{Direction, Loss, MULTIPLEXED, ROLE_ACCEPTED, ROLE_OPENED, Socket};
 use smp_agent_abi::names::listener_key;
 
-use crate::maps::{Counters, LISTENERS, PROXIES, counter, socket_state, socket_state_or_new};
+use crate::maps::{Counters, LISTENERS, counter, may_be_proxy, proxy_of, socket_state, socket_state_or_new};
 use crate::offsets::{
     NET_INUM, SOCK_BACKLOG, SOCK_NET, SOCK_NUM, TCP_TRANSPARENT, TCP_TRANSPARENT_MASK, field, probe_field,
 };
@@ -25,15 +25,17 @@ pub struct Used<'a> {
 pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    if !may_be_proxy(tgid) {
+        return None;
+    }
     let socket = match socket_state(sk) {
         Some(socket) if socket.tgid == tgid => socket,
         other => {
-            // SAFETY: the value is copied at once.
-            let slot = *unsafe { PROXIES.get(&tgid) }?;
+            let slot = proxy_of(tgid)?;
             let Some(socket) = other.or_else(|| take_up(sk, slot, role_of(sk))) else {
                 if tcp(sk).is_some() {
                     // Of a message; of a connection that begins nothing is lost yet.
-                    let counters = Counters::of(slot)?;
+                    let counters = Counters::of_call(slot)?;
                     counters.add(counter!(seen), 1);
                     counters.lose(Loss::SocketState);
                 }
@@ -45,7 +47,7 @@ pub fn in_use<'a>(sk: *const c_void) -> Option<Used<'a>> {
             socket
         }
     };
-    let counters = Counters::of(socket.proxy_slot)?;
+    let counters = Counters::of_call(socket.proxy_slot)?;
     Some(Used { socket, counters, tgid, tid })
 }
 

@@ -10,7 +10,7 @@ use smp_agent_abi::layout::{
 };
 use smp_agent_abi::opening::OPENING_NEW;
 
-use crate::maps::{Counters, LESS_ONE, LISTENERS, PROXIES, counter, socket_state};
+use crate::maps::{Counters, LESS_ONE, LISTENERS, counter, proxy_of, socket_state};
 use crate::offsets::{TCP_COPIED_SEQ, field};
 use crate::socket::{is_transparent, listener, local_end, take_up, tcp};
 use crate::{departure, lane, opening};
@@ -44,8 +44,7 @@ pub fn state(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn current_proxy() -> Option<u32> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the value is copied at once.
-    unsafe { PROXIES.get(&tgid) }.copied()
+    proxy_of(tgid)
 }
 
 #[inline(always)]
@@ -89,7 +88,7 @@ fn on_established(sk: *const c_void, socket: &mut Socket) -> Option<()> {
 #[inline(always)]
 fn on_close(sk: *const c_void, over: bool) -> Option<()> {
     let socket = socket_state(sk)?;
-    let counters = Counters::of(socket.proxy_slot)?;
+    let counters = Counters::beside(socket.proxy_slot)?;
     if socket.pending_tag != 0 {
         let lane = lane::at(socket.pending_lane)?;
         if socket.role == ROLE_ACCEPTED {

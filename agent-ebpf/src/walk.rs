@@ -12,7 +12,7 @@ use smp_agent_abi::layout::{
     HELD_TCP, Held, ROLE_ACCEPTED, ROLE_OPENED, TURN_NONE, TURN_READING, TURN_UNKNOWN, TURN_WRITING,
 };
 
-use crate::maps::{LISTENERS, PROXIES, socket_state};
+use crate::maps::{LISTENERS, proxy_of, socket_state};
 use crate::offsets::{
     SOCK_FORWARD_ALLOC, SOCK_RMEM, SOCK_STATE, SOCK_TYPE, SOCK_WMEM, SOCKET_SK, TASK_TGID, TCP_COPIED_SEQ,
     TCP_LAST_RECEIVED, TCP_LAST_SENT, TCP_RCV_NXT, UNIX_ADDRESS, UNIX_PEER, WALK_OUTPUT, field, probe_field,
@@ -48,7 +48,7 @@ fn on_file(meta: *const c_void, task: *const c_void, file: *mut c_void) -> Optio
         return None;
     }
     // SAFETY: a program argument; the value of the map is copied at once.
-    let slot = *unsafe { PROXIES.get(&field::<u32>(task, &TASK_TGID)) }?;
+    let slot = proxy_of(unsafe { field(task, &TASK_TGID) })?;
     // SAFETY: a program argument.
     let socket: *const c_void = unsafe { bpf_sock_from_file(file.cast()) }.cast_const().cast();
     if socket.is_null() {

@@ -214,7 +214,7 @@ extern "C" fn carry(
     let (Some(socket), Some(claim)) = (unsafe { socket.as_mut() }, unsafe { claim.as_ref() }) else {
         return 0;
     };
-    let Some(counters) = Counters::of(socket.proxy_slot) else { return 0 };
+    let Some(counters) = Counters::of_call(socket.proxy_slot) else { return 0 };
     if claim.too_far {
         counters.add(counter!(seen), 1);
         counters.lose(Loss::SearchLimit);
@@ -253,8 +253,10 @@ extern "C" fn carry(
 #[inline(always)]
 pub fn forget_records(used: &Used<'_>, place: u32) {
     let ended = u64::from(forget_records_at(place, used.outbound() as u32));
-    used.counters.add(counter!(pending), ended.wrapping_neg());
-    used.counters.add(counter!(local), ended);
+    if ended != 0 {
+        used.counters.add(counter!(pending), ended.wrapping_neg());
+        used.counters.add(counter!(local), ended);
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -360,7 +362,7 @@ extern "C" fn from_latest(socket: *mut Socket, claim: *mut Claim, turn: u32, lon
     let (Some(socket), Some(claim)) = (unsafe { socket.as_mut() }, unsafe { claim.as_mut() }) else {
         return 0;
     };
-    let (Some(lane), Some(counters)) = (lane::at(socket.lane), Counters::of(socket.proxy_slot)) else {
+    let (Some(lane), Some(counters)) = (lane::at(socket.lane), Counters::of_call(socket.proxy_slot)) else {
         return 0;
     };
     let accepted = socket.role == ROLE_ACCEPTED;

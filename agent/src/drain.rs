@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use procfs::process::Process;
+use smp_agent_abi::bucket::BUCKETS;
 use smp_agent_abi::layout::{
-    COST_SLOTS_BESIDE, Cost, Direction, HOP_SERIES, LOSS_NAMES, SERIES_PER_PROXY, Series, Tally, wait_series,
+    COST_SLOTS_BESIDE, Cost, Direction, Extent, HOP_SERIES, LOSS_NAMES, Share, Tally, WAIT_SERIES,
+    extent_place, series_place, tally_place,
 };
 use smp_agent_abi::names;
 
@@ -19,6 +21,9 @@ use crate::usage::Usage;
 use crate::window::{
     Bytes, Matching, Opened, Proxy, ProxyCost, ProxyWindow, SelfUse, Snapshot, UnixConnections,
 };
+
+/// In the order that a message passes them, backwards.
+const SHARES: [Share; 2] = [Share::Beside, Share::Calls];
 
 /// What is seen of a proxy beside the kernel half's counters.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +52,7 @@ pub fn snapshot(
         let tally = tally(probes, proxy.slot)?;
         let Looked { unix, memory, throttling } =
             looked.get(proxy.slot as usize).copied().unwrap_or_default();
-        let run_queue_wait = histogram(probes, wait_series(proxy.slot))?;
+        let run_queue_wait = histogram(probes, proxy.slot, WAIT_SERIES)?;
         let cpu = CpuCost { counted, run_queue_wait, irq_time_apart: probes.irq_time_apart() };
         let cost = ProxyCost { cpu, bytes: bytes(&tally), opened: opened(&tally), memory, throttling };
         Ok(ProxyWindow { proxy: proxy.clone(), hops, matching: matching(&tally), unix, cost })
@@ -84,22 +89,41 @@ fn costs(probes: &Probes, proxies: u32, now_ns: u64) -> Result<(Vec<Cost>, CpuBe
 
 fn histograms(probes: &Probes, slot: u32) -> Result<[Histogram; HOP_SERIES], ProbeError> {
     let mut histograms = std::array::from_fn(|_| Histogram::new());
-    for (index, place) in histograms.iter_mut().enumerate() {
-        *place = histogram(probes, slot * SERIES_PER_PROXY as u32 + index as u32)?;
+    for (series, place) in histograms.iter_mut().enumerate() {
+        *place = histogram(probes, slot, series as u32)?;
     }
     Ok(histograms)
 }
 
-fn histogram(probes: &Probes, place: u32) -> Result<Histogram, ProbeError> {
-    let Series { sum_ns, max_ns, min_inverted_ns, clamped, counts } =
-        probes.series()?.get(&place, 0).map_err(|source| ProbeError::Map { map: names::SERIES, source })?;
-    Ok(Histogram::from_counts(&counts, Exact { sum_ns, min_ns: !min_inverted_ns, max_ns, clamped }))
+/// Counts first: no sum is without the values of its counts.
+fn histogram(probes: &Probes, slot: u32, series: u32) -> Result<Histogram, ProbeError> {
+    let failed = |map| move |source| ProbeError::Map { map, source };
+    let counts = probes.series()?.get(&series_place(slot, series), 0).map_err(failed(names::SERIES))?.counts;
+    let extents = probes.extents()?;
+    let mut exact = Exact { min_ns: u64::MAX, ..Exact::default() };
+    for share in SHARES {
+        let place = extent_place(slot, share, series);
+        for extent in extents.get(&place, 0).map_err(failed(names::EXTENTS))?.iter() {
+            let Extent { sum_ns, max_ns, min_inverted_ns, clamped } = *extent;
+            exact.sum_ns += sum_ns;
+            exact.max_ns = exact.max_ns.max(max_ns);
+            exact.min_ns = exact.min_ns.min(!min_inverted_ns);
+            exact.clamped += clamped;
+        }
+    }
+    Ok(Histogram::from_counts(&counts[..BUCKETS], exact))
 }
 
 fn tally(probes: &Probes, slot: u32) -> Result<Tally, ProbeError> {
     let tallies = probes.tallies()?;
-    let per_cpu = tallies.get(&slot, 0).map_err(|source| ProbeError::Map { map: names::TALLIES, source })?;
-    Ok(sum(per_cpu.iter()))
+    let mut total = Tally::default();
+    for share in SHARES {
+        let per_cpu = tallies
+            .get(&tally_place(slot, share), 0)
+            .map_err(|source| ProbeError::Map { map: names::TALLIES, source })?;
+        per_cpu.iter().for_each(|tally| add(&mut total, tally));
+    }
+    Ok(total)
 }
 
 fn bytes(tally: &Tally) -> Bytes {
@@ -116,25 +140,21 @@ const fn opened(tally: &Tally) -> Opened {
     Opened { plain: tally.opened_plain, tls: tally.opened_tls, mutual_tls: tally.opened_mutual_tls }
 }
 
-/// Adds up the CPUs' counters.
-fn sum<'a>(per_cpu: impl Iterator<Item = &'a Tally>) -> Tally {
-    let mut total = Tally::default();
-    for tally in per_cpu {
-        total.seen += tally.seen;
-        total.exact += tally.exact;
-        total.ambiguous += tally.ambiguous;
-        total.unmatched += tally.unmatched;
-        total.local += tally.local;
-        total.pending = total.pending.wrapping_add(tally.pending);
-        total.departing = total.departing.wrapping_add(tally.departing);
-        total.lost.iter_mut().zip(tally.lost).for_each(|(total, lost)| *total += lost);
-        total.read_bytes.iter_mut().zip(tally.read_bytes).for_each(|(total, bytes)| *total += bytes);
-        total.written_bytes.iter_mut().zip(tally.written_bytes).for_each(|(total, bytes)| *total += bytes);
-        total.opened_plain += tally.opened_plain;
-        total.opened_tls += tally.opened_tls;
-        total.opened_mutual_tls += tally.opened_mutual_tls;
-    }
-    total
+/// Adds what was counted elsewhere.
+fn add(total: &mut Tally, tally: &Tally) {
+    total.seen += tally.seen;
+    total.exact += tally.exact;
+    total.ambiguous += tally.ambiguous;
+    total.unmatched += tally.unmatched;
+    total.local += tally.local;
+    total.pending = total.pending.wrapping_add(tally.pending);
+    total.departing = total.departing.wrapping_add(tally.departing);
+    total.lost.iter_mut().zip(tally.lost).for_each(|(total, lost)| *total += lost);
+    total.read_bytes.iter_mut().zip(tally.read_bytes).for_each(|(total, bytes)| *total += bytes);
+    total.written_bytes.iter_mut().zip(tally.written_bytes).for_each(|(total, bytes)| *total += bytes);
+    total.opened_plain += tally.opened_plain;
+    total.opened_tls += tally.opened_tls;
+    total.opened_mutual_tls += tally.opened_mutual_tls;
 }
 
 /// The classes. What the kernel counted as seen before it knew that the proxy would answer itself is not a crossing, so it is
@@ -184,7 +204,9 @@ mod tests {
         let mut first = Tally { seen: 10, exact: 5, local: 2, pending: 3, ..Tally::default() };
         first.lost[Loss::PendingFull as usize] = 1;
         let second = Tally { pending: 1u64.wrapping_neg(), ..Tally::default() };
-        let total = matching(&sum([first, second].iter()));
+        let mut total = first;
+        add(&mut total, &second);
+        let total = matching(&total);
         assert_eq!(total.in_flight, 2);
         assert_eq!(total.lost, BTreeMap::from([("pending_full", 1)]));
         let lost: u64 = total.lost.values().sum();

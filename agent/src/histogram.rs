@@ -6,7 +6,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
-use smp_agent_abi::bucket::{self, BUCKETS, HIGHEST_NS, SIGNIFICANT_DIGITS};
+use smp_agent_abi::bucket::{self, HIGHEST_NS, SIGNIFICANT_DIGITS};
 
 /// A distribution of latencies in ns.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Histogram {
 }
 
 /// What was kept beside the buckets, as the kernel keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exact {
     /// Sum of all values, ns.
     pub sum_ns: u64,
@@ -46,7 +46,7 @@ impl Histogram {
     }
 
     /// From the kernel's counts, one per bucket, and what it kept beside them.
-    pub fn from_counts(counts: &[u64; BUCKETS], exact: Exact) -> Self {
+    pub fn from_counts(counts: &[u64], exact: Exact) -> Self {
         let mut new = Self::new();
         for (index, &count) in counts.iter().enumerate().filter(|&(_, &count)| count > 0) {
             new.add_count(bucket::lowest_ns(index).min(HIGHEST_NS), count);
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn kernel_counts_are_the_same_histogram() {
         let values = [0, 1, 255, 256, 12_345, 999_999_999, HIGHEST_NS];
-        let mut counts: Box<[u64; BUCKETS]> = vec![0; BUCKETS].try_into().unwrap();
+        let mut counts = vec![0; bucket::BUCKETS];
         for &value in &values {
             counts[bucket::index(value)] += 1;
         }

@@ -86,9 +86,9 @@ mod tests {
         for (place, (direction, segment)) in SERIES.into_iter().enumerate() {
             assert_eq!(series_index(direction, segment), place);
         }
-        let last = layout::series(1, layout::Direction::Response, layout::Segment::Egress);
-        assert_eq!(last as usize, layout::SERIES_PER_PROXY + HOP_SERIES - 1);
-        let connect = layout::series(0, layout::Direction::Request, layout::Segment::Connect);
+        let last = layout::series(layout::Direction::Response, layout::Segment::Egress);
+        assert_eq!(layout::series_place(1, last) as usize, layout::SERIES_PER_PROXY + HOP_SERIES - 1);
+        let connect = layout::series(layout::Direction::Request, layout::Segment::Connect);
         assert_eq!(connect as usize, series_index(Direction::Request, Segment::Connect));
     }
 }

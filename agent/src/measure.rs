@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use aya::maps::{MapData, RingBuf};
 use smp_agent_abi::layout::{HELD_TCP, PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK};
-use smp_agent_abi::names;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, info, warn};
@@ -322,10 +321,7 @@ impl Measurement {
         };
         for &pid in &found.members {
             if self.members.insert(pid, slot) != Some(slot) {
-                self.probes
-                    .proxies()?
-                    .insert(pid, slot, 0)
-                    .map_err(|source| ProbeError::Map { map: names::PROXIES, source })?;
+                self.probes.follow(pid, slot)?;
             }
         }
         Ok(())

@@ -10,6 +10,8 @@ pub const HIGHEST_NS: u64 = 60_000_000_000;
 pub const SIGNIFICANT_DIGITS: u8 = 2;
 /// Number of buckets: 29 doublings and the first half, 128 each.
 pub const BUCKETS: usize = 30 * HALF as usize;
+/// ... and of places for their counts: a power of two, so that a mask shows the kernel's verifier that an index is below it.
+pub const PLACES: usize = BUCKETS.next_power_of_two();
 
 /// log2 of the sub-bucket count: the smallest power of two that holds 2 x 10^`SIGNIFICANT_DIGITS`.
 const SUB_BITS: u32 = 8;

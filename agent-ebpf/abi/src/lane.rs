@@ -215,6 +215,7 @@ impl<W: Word> Lane<W> {
     pub fn begins_on_its_own(&self, upstream: u64) -> bool {
         let Some(place) = self.upstreams.get(upstream) else { return false };
         self.latest[REQUEST].several.load() == 0
+            && place.unasked.load() != 0
             && place.unasked.swap_if(1, 0)
             && self.openers.note_unasked(self.pending[REQUEST].any_live())
     }

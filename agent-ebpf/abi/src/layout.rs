@@ -1,11 +1,11 @@
 //! Layouts of what both halves read: map values and events. Fixed-width integers only, no implicit padding.
 
-use crate::bucket::BUCKETS;
+use crate::bucket::PLACES;
 
 /// Latency series of one proxy: five segments of requests, then four of responses, in the order of [`series`].
 pub const HOP_SERIES: usize = 9;
 
-/// All series of one proxy: those, then [`wait_series`].
+/// All series of one proxy: those, then [`WAIT_SERIES`].
 pub const SERIES_PER_PROXY: usize = HOP_SERIES + 1;
 
 /// Which way a message crosses the proxy.
@@ -35,22 +35,33 @@ pub enum Segment {
     Connect = 4,
 }
 
-/// Place of a series in the `SERIES` map. There is none of [`Segment::Connect`] of responses.
+/// Which of a proxy's series it is. There is none of [`Segment::Connect`] of responses.
 #[inline(always)]
-pub const fn series(proxy_slot: u32, direction: Direction, segment: Segment) -> u32 {
-    proxy_slot * SERIES_PER_PROXY as u32 + direction as u32 * 5 + segment as u32
+pub const fn series(direction: Direction, segment: Segment) -> u32 {
+    direction as u32 * 5 + segment as u32
 }
 
-/// Place in the `SERIES` map of how long threads of a proxy were ready to run and did not, each time.
+/// ... of how long its threads were ready to run and did not, each time.
+pub const WAIT_SERIES: u32 = HOP_SERIES as u32;
+
+/// Place of a proxy's series in the `SERIES` map.
 #[inline(always)]
-pub const fn wait_series(proxy_slot: u32) -> u32 {
-    proxy_slot * SERIES_PER_PROXY as u32 + HOP_SERIES as u32
+pub const fn series_place(proxy_slot: u32, series: u32) -> u32 {
+    proxy_slot * SERIES_PER_PROXY as u32 + series
 }
 
-/// One latency distribution: counts that only grow, and what is kept exactly beside them.
+/// One latency distribution, of all CPUs: one count per bucket, which only grow.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Series {
+    /// The counts of [`BUCKETS`](crate::bucket::BUCKETS) buckets; the places behind them stay zero.
+    pub counts: [u64; PLACES],
+}
+
+/// What is kept exactly of a latency distribution on one CPU, for one [`Share`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Extent {
     /// Sum of all values, ns.
     pub sum_ns: u64,
     /// Largest value, ns, before clamping.
@@ -59,8 +70,32 @@ pub struct Series {
     pub min_inverted_ns: u64,
     /// Values above [`HIGHEST_NS`](crate::bucket::HIGHEST_NS), which sit in the last bucket.
     pub clamped: u64,
-    /// One count per bucket.
-    pub counts: [u64; BUCKETS],
+}
+
+/// Who counts on a CPU. Of each share there is a tally and an extent, so that no program has to fear that an interrupt
+/// counts between its load and its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Share {
+    /// The programs of receive and send calls.
+    Calls = 0,
+    /// That of packets that leave, and all others.
+    Beside = 1,
+}
+
+/// How many shares there are.
+pub const SHARES: u32 = 2;
+
+/// Place of a proxy's tally in the `TALLIES` map.
+#[inline(always)]
+pub const fn tally_place(proxy_slot: u32, share: Share) -> u32 {
+    proxy_slot * SHARES + share as u32
+}
+
+/// Place of the extent of a proxy's series in the `EXTENTS` map.
+#[inline(always)]
+pub const fn extent_place(proxy_slot: u32, share: Share, series: u32) -> u32 {
+    series_place(tally_place(proxy_slot, share), series)
 }
 
 /// Why a message was lost, in the order of [`Tally::lost`].
@@ -88,8 +123,8 @@ pub const LOSSES: usize = 6;
 pub const LOSS_NAMES: [&str; LOSSES] =
     ["no_arrival", "no_departure", "pending_full", "threads_full", "socket_state", "search_limit"];
 
-/// Counters of one proxy on one CPU. All only grow but `pending` and `departing`, whose sum over the CPUs is
-/// how many there are (a single CPU's share may wrap below zero).
+/// Counters of one proxy on one CPU, for one [`Share`]. All only grow but `pending` and `departing`, whose sum over the CPUs is
+/// how many there are (a single one may wrap below zero).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tally {
@@ -454,8 +489,8 @@ pub const SHARED: u32 = 1 << 31;
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Series>() == 32 + 8 * BUCKETS);
-    assert!(offset_of!(Series, counts) == 32);
+    assert!(size_of::<Series>() == 8 * PLACES);
+    assert!(size_of::<Extent>() == 32);
     assert!(size_of::<Tally>() == 64 + 8 * (LOSSES + 7));
     assert!(size_of::<Cost>() == 56);
     assert!(size_of::<TaskTimes>() == 32);
@@ -477,6 +512,8 @@ const _: () = {
 mod pod {
     // SAFETY: fixed-width integers and arrays of them, `repr(C)`, no padding (asserted above).
     unsafe impl aya::Pod for super::Series {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Extent {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Tally {}
     // SAFETY: as above.

@@ -1,11 +1,15 @@
 //! Names of maps and globals as they stand in the object file. Programs are named by their functions.
 
-/// `Array<Series>`: [`series`](crate::layout::series).
+/// `Array<Series>`: [`series_place`](crate::layout::series_place).
 pub const SERIES: &str = "SERIES";
-/// `PerCpuArray<Tally>` by proxy slot.
+/// `PerCpuArray<Extent>`: [`extent_place`](crate::layout::extent_place).
+pub const EXTENTS: &str = "EXTENTS";
+/// `PerCpuArray<Tally>`: [`tally_place`](crate::layout::tally_place).
 pub const TALLIES: &str = "TALLIES";
 /// `HashMap<u32 tgid, u32 slot>`: the processes that are proxies.
 pub const PROXIES: &str = "PROXIES";
+/// `Array<u32>` of [`HINTS`]: not 0 if a process that shares this place ([`hint_place`]) is or was in `PROXIES`.
+pub const PROXY_HINTS: &str = "PROXY_HINTS";
 /// `HashMap<u64, u32 slot>`: where proxies listen; the key is [`listener_key`].
 pub const LISTENERS: &str = "LISTENERS";
 /// `HashMap<u32 owner, u32 place>`: proxy threads, and processes whose threads share one, that have a lane.
@@ -28,6 +32,15 @@ pub const RUNNING: &str = "RUNNING";
 pub const TASKS: &str = "TASKS";
 /// `RingBuf` of [`ProcessEvent`](crate::layout::ProcessEvent).
 pub const EVENTS: &str = "EVENTS";
+
+/// Places of `PROXY_HINTS`.
+pub const HINTS: u32 = 4096;
+
+/// Place of a process in `PROXY_HINTS`.
+#[inline(always)]
+pub const fn hint_place(tgid: u32) -> u32 {
+    tgid % HINTS
+}
 
 /// Key of `LISTENERS`: a port in a network namespace (inode number as in `/proc/PID/ns/net`).
 #[inline(always)]

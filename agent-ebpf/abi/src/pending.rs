@@ -138,6 +138,8 @@ impl<W: Word> Pending<W> {
             return None;
         }
         let position = self.tail.fetch_add(1);
+        // Before the stores: an atomic instruction waits for those that miss the caches.
+        self.live.add(1);
         let entry = self.entry(position);
         entry.arrival_ns.store(arrival_ns);
         entry.read_ns.store(read_ns);
@@ -145,7 +147,6 @@ impl<W: Word> Pending<W> {
         entry.thread.store(0);
         entry.pooled.store(0);
         entry.upstream.store(upstream);
-        self.live.add(1);
         entry.tag.store(tag(position, LIVE));
         Some(tag(position, LIVE))
     }

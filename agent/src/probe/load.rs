@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use aya::programs::fentry::FEntryLinkId;
 use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, FEntry, Iter, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use smp_agent_abi::layout::{COST_SLOTS_BESIDE, SERIES_PER_PROXY};
+use smp_agent_abi::layout::{COST_SLOTS_BESIDE, SERIES_PER_PROXY, SHARES};
 use smp_agent_abi::names;
 
 use super::btf::Btf;
-use super::programs::{Hook, PROGRAMS, Program, WRITE_RETURN};
+use super::programs::{Hook, PROGRAMS, Program, Purpose, WRITE, WRITE_RETURN};
 use super::{Options, ProbeError, Verdict, offsets};
 
 /// The object, empty in a build without a BPF toolchain.
@@ -28,6 +29,9 @@ const PROCESSES_PER_PROXY: u32 = 64;
 const DESTINATIONS_PER_PROXY: u32 = 256;
 /// Listening ports of proxies, per proxy, on average.
 const LISTENERS_PER_PROXY: u32 = 64;
+
+/// The last release looked at in which programs on tracepoints run with preemption off.
+const TRACEPOINTS_NOT_PREEMPTED: [u32; 2] = [6, 18];
 
 /// Which programs to try, by what this kernel has; `Attached` stands for "to be loaded and attached".
 pub(super) fn choose(btf: &Btf, without: &[String]) -> Vec<Verdict> {
@@ -58,16 +62,42 @@ pub(super) fn load(
     verdicts: &mut [Verdict],
     options: &Options,
 ) -> Result<Ebpf, ProbeError> {
-    let ebpf = load_told(btf, kernel, verdicts, options, false)?;
-    let of_fallback = |(program, verdict): (&Program, &Verdict)| {
-        program.name == WRITE_RETURN && *verdict == Verdict::Attached
-    };
     // What the programs are told is frozen before the first is loaded, and which write program the kernel takes is
     // known after the last.
-    if PROGRAMS.iter().zip(&*verdicts).any(of_fallback) {
-        return load_told(btf, kernel, verdicts, options, true);
+    let expected = Told::of(verdicts);
+    let ebpf = load_told(btf, kernel, verdicts, options, expected)?;
+    let told = Told::of(verdicts);
+    if told == expected { Ok(ebpf) } else { load_told(btf, kernel, verdicts, options, told) }
+}
+
+/// What programs are told that depends on which of them there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    /// The write hook runs after the send.
+    write_after_departure: bool,
+    /// Programs may be preempted.
+    preemptible: bool,
+}
+
+impl Told {
+    /// By the first program for the write that is, or is to be, attached.
+    fn of(verdicts: &[Verdict]) -> Self {
+        let write = PROGRAMS
+            .iter()
+            .zip(verdicts)
+            .find(|(program, verdict)| program.purpose == Purpose::Write && **verdict == Verdict::Attached);
+        let name = write.map_or(WRITE, |(program, _)| program.name);
+        Self { write_after_departure: name == WRITE_RETURN, preemptible: name != WRITE || preemptible() }
     }
-    Ok(ebpf)
+}
+
+/// Whether this kernel may preempt a program on a tracepoint, which no release up to 6.18 does (`__DECLARE_TRACE` in its
+/// include/linux/tracepoint.h; that at a function's entry may be in all, where the kernel is a preemptible one).
+fn preemptible() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(u32::MAX));
+    let mut next = || numbers.next().unwrap_or(u32::MAX);
+    [next(), next()] > TRACEPOINTS_NOT_PREEMPTED || Path::new("/sys/kernel/realtime").exists()
 }
 
 fn load_told(
@@ -75,14 +105,15 @@ fn load_told(
     kernel: &aya::Btf,
     verdicts: &mut [Verdict],
     options: &Options,
-    write_after_departure: bool,
+    told: Told,
 ) -> Result<Ebpf, ProbeError> {
     let places = options.max_proxies * THREADS_PER_PROXY;
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(kernel))
         .map_max_entries(names::SERIES, options.max_proxies * SERIES_PER_PROXY as u32)
-        .map_max_entries(names::TALLIES, options.max_proxies)
+        .map_max_entries(names::EXTENTS, options.max_proxies * SHARES * SERIES_PER_PROXY as u32)
+        .map_max_entries(names::TALLIES, options.max_proxies * SHARES)
         .map_max_entries(names::COSTS, options.max_proxies + COST_SLOTS_BESIDE)
         .map_max_entries(names::TASKS, options.max_proxies * SHARING_THREADS_PER_PROXY)
         .map_max_entries(names::PROXIES, options.max_proxies * PROCESSES_PER_PROXY)
@@ -109,8 +140,9 @@ fn load_told(
     loader.override_global("IRQ_TIME_APART", &irq_time_apart, true);
     let others = u64::from(options.max_proxies);
     loader.override_global("OTHERS_SLOT", &others, true);
-    let write_after_departure = u64::from(write_after_departure);
+    let [write_after_departure, preemptible] = [told.write_after_departure, told.preemptible].map(u64::from);
     loader.override_global("WRITE_AFTER_DEPARTURE", &write_after_departure, true);
+    loader.override_global("PREEMPTIBLE", &preemptible, true);
     let mut ebpf = loader.load(OBJECT)?;
     for (index, program) in PROGRAMS.iter().enumerate() {
         let (earlier, rest) = verdicts.split_at_mut(index);

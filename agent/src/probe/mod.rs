@@ -9,8 +9,8 @@ use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfError};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield};
-use smp_agent_abi::layout::{Cost, Held, Running, Series, Tally};
-use smp_agent_abi::names;
+use smp_agent_abi::layout::{Cost, Extent, Held, Running, Series, Tally};
+use smp_agent_abi::names::{self, hint_place};
 use thiserror::Error;
 
 pub mod btf;
@@ -230,6 +230,11 @@ impl Probes {
         self.map(names::SERIES)
     }
 
+    /// What is kept exactly beside them.
+    pub fn extents(&self) -> Result<PerCpuArray<&MapData, Extent>, ProbeError> {
+        self.map(names::EXTENTS)
+    }
+
     /// The counters of each proxy.
     pub fn tallies(&self) -> Result<PerCpuArray<&MapData, Tally>, ProbeError> {
         self.map(names::TALLIES)
@@ -248,6 +253,15 @@ impl Probes {
     /// The processes that are proxies.
     pub fn proxies(&mut self) -> Result<HashMap<&mut MapData, u32, u32>, ProbeError> {
         self.map_mut(names::PROXIES)
+    }
+
+    /// Lets the programs take a process for the proxy in a slot.
+    pub fn follow(&mut self, tgid: u32, slot: u32) -> Result<(), ProbeError> {
+        let failed = |map| move |source| ProbeError::Map { map, source };
+        let mut hints: Array<&mut MapData, u32> = self.map_mut(names::PROXY_HINTS)?;
+        // Before the process is known, and for good: others may share it.
+        hints.set(hint_place(tgid), 1, 0).map_err(failed(names::PROXY_HINTS))?;
+        self.proxies()?.insert(tgid, slot, 0).map_err(failed(names::PROXIES))
     }
 
     /// Looks at all sockets of the processes in [`Probes::proxies`], in whichever network namespace: follows where they

@@ -152,6 +152,8 @@ impl Program {
 
 const SKB: &[Field] = &[SKB_SK, SKB_LEN, SKB_DATA_LEN, SKB_HEAD, SKB_DATA, SKB_TRANSPORT_HEADER];
 
+/// The write program on a tracepoint, which is not preempted.
+pub(super) const WRITE: &str = "write";
 /// The fallback write program, which runs after the send; it says so to the departure program.
 pub(super) const WRITE_RETURN: &str = "write_return";
 
@@ -239,7 +241,7 @@ pub const PROGRAMS: &[Program] = &[
         fields: &[SKB],
     },
     Program {
-        name: "write",
+        name: WRITE,
         hook: Tracepoint("tcp_sendmsg_locked"),
         purpose: Purpose::Write,
         fields: &[&[MSG_COUNT, TCP_COPIED_SEQ, TCP_WRITE_SEQ], ROLE],
