@@ -28,6 +28,7 @@ pub mod delay;
 pub mod grpc;
 pub mod http;
 pub mod http2;
+pub mod listener;
 pub mod live;
 pub mod load;
 pub mod measuring;

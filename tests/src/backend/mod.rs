@@ -10,6 +10,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
 
+use crate::listener;
 use crate::protocol::Protocol;
 
 /// What is done with every connection, by family of protocols.
@@ -37,9 +38,10 @@ pub fn run(
         let several = protocol == Protocol::H1Hosts;
         let any = if listen.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let listen = if several { SocketAddr::new(any, listen.port()) } else { listen };
-        let listener = TcpListener::bind(listen)
-            .await
-            .with_context(|| format!("the backend cannot listen on {listen}"))?;
+        let listener =
+            listener::listen(listen).with_context(|| format!("the backend cannot listen on {listen}"))?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         listening(listener.local_addr()?)?;
         loop {
             let (stream, peer) = listener.accept().await.context("the backend cannot accept connections")?;

@@ -6,11 +6,8 @@ use std::num::NonZero;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use bed::toy;
+use bed::{listener, toy};
 use clap::{Args, Parser, Subcommand};
-
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 4096;
 
 #[derive(Parser)]
 #[command(about, version)]
@@ -55,9 +52,7 @@ struct Place {
 impl Place {
     fn listen(&self) -> Result<TcpListener> {
         let listener =
-            TcpListener::bind(self.listen).with_context(|| format!("cannot listen on {}", self.listen))?;
-        // The standard library's 128 are fewer than a load opens at once, and who is not let in tries again after 1 s.
-        rustix::net::listen(&listener, BACKLOG)?;
+            listener::listen(self.listen).with_context(|| format!("cannot listen on {}", self.listen))?;
         let mut out = std::io::stdout().lock();
         writeln!(out, "listening {}", listener.local_addr()?)?;
         out.flush()?;

@@ -1,11 +1,12 @@
 //! An HTTP server that sends back what it gets, and clients of it: hyper on both ends.
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
+use bed::listener;
 use bed::netns::Netns;
 use bed::protocol::{Protocol, SMALL_BODY_BYTES};
 use http_body_util::channel::Channel;
@@ -50,9 +51,7 @@ pub struct Server {
 impl Server {
     /// Listens inside a namespace, and answers HTTP/1.1 and HTTP/2.
     pub fn start(netns: &Netns, listen: SocketAddr) -> Result<Self> {
-        let listener = netns.within(|| Ok(TcpListener::bind(listen)?))?;
-        // A proxy that has one call at a time on a connection opens as many at once as there are calls.
-        rustix::net::listen(&listener, 4096)?;
+        let listener = netns.within(|| Ok(listener::listen(listen)?))?;
         listener.set_nonblocking(true)?;
         let runtime = runtime()?;
         let accepted = Arc::new(AtomicUsize::new(0));
