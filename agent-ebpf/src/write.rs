@@ -374,9 +374,9 @@ extern "C" fn from_latest(socket: *mut Socket, claim: *mut Claim, turn: u32, lon
     let latest = &lane.latest[outbound as usize];
     // It is owed an answer, or may be a request.
     let expected = if accepted { turn == TURN_READING } else { long != 0 };
-    // A response that waits may have gone into a second request: no proof that one read has brought several.
-    let proves = expected && (accepted || !lane.pending[Direction::Response as usize].any_live());
-    latest.starved.add(u64::from(proves));
+    if expected {
+        lane.note_starved(outbound as usize, turn == TURN_OWN);
+    }
     if latest.arrival_ns.load() != 0 && expected {
         (claim.arrival_ns, claim.read_ns) = (latest.arrival_ns.load(), latest.read_ns.load());
         claim.batch = true;

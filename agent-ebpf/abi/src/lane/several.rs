@@ -1,6 +1,6 @@
 //! Connections that carry several messages at once: how they are found, and what a write to one takes.
 
-use super::{Lane, RESPONSE, ROUNDS};
+use super::{Lane, REQUEST, RESPONSE, ROUNDS};
 use crate::layout::is_record;
 use crate::pending::{BATCH, DRAIN_STEPS, Drained, ENTRIES, FORGET_STEPS, RECORD_GRACE_NS};
 use crate::word::Word;
@@ -157,6 +157,16 @@ impl<W: Word> Lane<W> {
             && latest.id.load() == id
             && latest.read_ns.load() >= self.latest[other].read_ns.load()
             && self.pending[other].front() >= self.turn_start[other].load()
+    }
+
+    /// Says that a write of a direction found nothing pending that it could carry on: one read may have brought several
+    /// messages. `again` if the write before it to the same connection found nothing either and the connection was not read
+    /// since: they may be parts of one message, of which there are as many as it is long.
+    #[inline(always)]
+    pub fn note_starved(&self, direction: usize, again: bool) {
+        // A response that waits may have gone into a second request.
+        let response = direction & 1 == REQUEST && self.pending[RESPONSE].any_live();
+        self.latest[direction & 1].starved.add(u64::from(!again && !response));
     }
 
     /// Says that an opened connection was written to again although requests waited.

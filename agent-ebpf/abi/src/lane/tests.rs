@@ -451,3 +451,20 @@ fn a_message_too_many_is_a_surplus() {
     // One message inside, and one at the server: the one that is left went nowhere.
     assert!(lane.has_surplus());
 }
+
+/// A thread writes a long message that another one has read: however many parts it has, that is one message.
+#[test]
+fn the_parts_of_a_message_are_no_proof_of_several() {
+    let mut kernel = kernel::Kernel::new(false);
+    let (client, server) = (kernel.accept(), kernel.connect());
+    for exchange in 0..20 {
+        let now_ns = 1_000_000 * (exchange + 1);
+        for part in 0..300 {
+            assert_eq!(kernel.write(server, 1, 0, now_ns + part), kernel::Written::Nothing);
+        }
+        kernel.read(server, 1, now_ns + 1_000, now_ns + 2_000);
+        // Fails where it is taken for one with several messages at once.
+        kernel.read(client, 1, now_ns + 3_000, now_ns + 4_000);
+        kernel.write(client, 1, 0, now_ns + 5_000);
+    }
+}

@@ -182,8 +182,8 @@ impl Kernel {
                 return Written::Local;
             }
             // As `from_latest` where no connection is multiplexed.
-            if turn == TURN_READING || outbound == REQUEST && !self.lane.pending[RESPONSE].any_live() {
-                self.lane.latest[outbound].starved.add(1);
+            if turn == TURN_READING || outbound == REQUEST {
+                self.lane.note_starved(outbound, turn == TURN_OWN);
             }
             if turn != TURN_READING || outbound == REQUEST {
                 socket.turn = TURN_OWN;
