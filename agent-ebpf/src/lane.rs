@@ -79,6 +79,16 @@ pub fn is_shared(socket: &Socket) -> Option<bool> {
     Some(moves.load() >= MANY_MOVES || work.load() >= MANY_MOVES)
 }
 
+/// More was read of a message. Where another thread has begun to, threads hand work over in the middle of it.
+#[inline(always)]
+pub fn note_more(socket: &Socket, tid: u32) -> Option<()> {
+    if socket.owner != tid && socket.settled < SETTLED_MESSAGES {
+        let [moves, ..] = moves_of(socket)?;
+        moves.add(1);
+    }
+    Some(())
+}
+
 /// A request was written that the thread has not read: it may have been handed over, or is the proxy's own.
 #[inline(always)]
 pub fn note_unread(socket: &Socket, now_ns: u64) -> Option<()> {

@@ -361,10 +361,14 @@ fn is_answer_to_own(used: &Used<'_>) -> bool {
         .is_some_and(|lane| !lane.pending[used.inbound() as usize].is_live(socket.pending_tag))
 }
 
-/// Where threads share a lane, the last to read of a message is the likeliest to write it.
+/// Where threads share a lane, the last to read of a message is the likeliest to write it. Where they do not, one that has not
+/// begun it shows that they should.
 #[inline(always)]
 fn note_reader(used: &Used<'_>) -> Option<()> {
-    if used.socket.owner & SHARED != 0 && used.socket.pending_tag != 0 {
+    if used.socket.owner & SHARED == 0 {
+        return lane::note_more(used.socket, used.tid);
+    }
+    if used.socket.pending_tag != 0 {
         let lane = lane::at(used.socket.pending_lane)?;
         lane.note_reader(used.inbound() as usize, used.socket.pending_tag, used.tid, lane::recent(used.tid)?);
     }
