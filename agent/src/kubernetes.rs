@@ -21,7 +21,7 @@ use tracing::warn;
 pub use environment::of_process;
 
 use crate::cgroup::Container;
-use crate::cgroup::pods::PodsUse;
+use crate::cgroup::pods::{GroupCost, PodsUse};
 use crate::identity::Mesh;
 use crate::window::Window;
 use index::Index;
@@ -91,15 +91,9 @@ pub struct Workload {
     /// Those of them that are not in the following: their control groups were not found at both ends of the window.
     #[serde(skip_serializing_if = "is_zero")]
     pub unmeasured_pods: u32,
-    /// CPU time of their control groups in the window, ns; absent where none was found.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_ns: Option<u64>,
-    /// The same as a number of CPUs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_cores: Option<f64>,
-    /// What these groups cannot drop at once, as the kubelet has it, at the end, bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub working_set_bytes: Option<u64>,
+    /// What their control groups used together; empty where none was found.
+    #[serde(flatten)]
+    pub cost: GroupCost,
     /// The mesh whose control plane these are part of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_plane_of: Option<Mesh>,
@@ -210,7 +204,7 @@ impl Names {
         let used = window.and_then(|window| window.pods.as_ref());
         let mut workloads = known.index.workloads(used.unwrap_or(&PodsUse::default()));
         for workload in &mut workloads {
-            workload.cpu_cores = workload.cpu_ns.and_then(|ns| window?.cores(ns));
+            workload.cost.cpu_cores = workload.cost.cpu_ns.and_then(|ns| window?.cores(ns));
         }
         Cluster {
             node: self.node.clone(),

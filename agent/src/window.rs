@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use smp_agent_abi::layout::{HOP_SERIES, ROLE_ACCEPTED};
 
-use crate::cgroup::pods::{PodGroups, PodsUse};
+use crate::cgroup::pods::{GroupCost, PodGroups, PodUse, PodsUse};
 use crate::cgroup::{Container, Throttling};
 use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
@@ -382,6 +382,12 @@ impl Window {
     pub fn cores(&self, ns: u64) -> Option<f64> {
         let seconds = self.seconds();
         (seconds > 0.0).then(|| ns as f64 / (seconds * 1e9))
+    }
+
+    /// What groups used in it.
+    pub fn group_cost(&self, used: PodUse) -> GroupCost {
+        let PodUse { cpu_ns, working_set_bytes } = used;
+        GroupCost { cpu_ns, cpu_cores: cpu_ns.and_then(|ns| self.cores(ns)), working_set_bytes }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use bed::python;
 use serde_json::{Value, json};
+use smp_agent::cgroup::pods::GroupCost;
 use smp_agent::document::Document;
 use smp_agent::identity::Mesh;
 use smp_agent::kubernetes::{Cluster, Owner, Workload};
@@ -37,9 +38,11 @@ fn document() -> Document {
             owner: Owner { kind: "Deployment".into(), name: "cart".into() },
             pods: 2,
             unmeasured_pods: 0,
-            cpu_ns: Some(1_234_567_890),
-            cpu_cores: Some(0.617_283_945),
-            working_set_bytes: Some(123_456_789),
+            cost: GroupCost {
+                cpu_ns: Some(1_234_567_890),
+                cpu_cores: Some(0.617_283_945),
+                working_set_bytes: Some(123_456_789),
+            },
             control_plane_of: Some(Mesh::Istio),
         }],
         trouble: None,

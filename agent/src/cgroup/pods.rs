@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde::Serialize;
 use tracing::debug;
 
 use super::{Container, Folder, Mount, Version, mounts};
@@ -24,6 +25,20 @@ pub struct PodUse {
     /// CPU time, ns: a counter.
     pub cpu_ns: Option<u64>,
     /// What cannot be dropped at once, as the kubelet has it, at the end, bytes.
+    pub working_set_bytes: Option<u64>,
+}
+
+/// What groups used in a window, one or several together, as results have it. What is unknown is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct GroupCost {
+    /// CPU time, ns; of a pod that began in the window, from its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_ns: Option<u64>,
+    /// The same as a number of CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_cores: Option<f64>,
+    /// What cannot be dropped at once, as the kubelet has it, at the end, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub working_set_bytes: Option<u64>,
 }
 

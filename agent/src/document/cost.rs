@@ -4,7 +4,7 @@ use serde::Serialize;
 use smp_agent_abi::layout::Cost;
 
 use crate::cgroup::Throttling;
-use crate::cgroup::pods::{PodUse, PodsUse};
+use crate::cgroup::pods::{GroupCost, PodUse, PodsUse};
 use crate::histogram::Histogram;
 use crate::hop::{Direction, Segment, series_index};
 use crate::usage::Usage;
@@ -133,15 +133,9 @@ pub struct Shares {
 pub struct PodCost {
     /// As the group's name has it: of a static pod the hash of its configuration.
     pub pod_uid: String,
-    /// CPU time, ns; of a pod that began in the window, from its start.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_ns: Option<u64>,
-    /// The same as a number of CPUs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_cores: Option<f64>,
-    /// What cannot be dropped at once, as the kubelet has it, at the end, bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub working_set_bytes: Option<u64>,
+    /// What it used.
+    #[serde(flatten)]
+    pub cost: GroupCost,
 }
 
 /// Pods that are not told apart.
@@ -151,12 +145,9 @@ pub struct OtherPods {
     pub ended: u32,
     /// Control groups of pods beyond the first 1,000.
     pub not_listed: u32,
-    /// CPU time of these in the window, ns, and of pods that both began and ended in it. Absent where it cannot be told.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_ns: Option<u64>,
-    /// The same as a number of CPUs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_cores: Option<f64>,
+    /// CPU time of these, and of pods that both began and ended in the window; no memory.
+    #[serde(flatten)]
+    pub cost: GroupCost,
 }
 
 /// Which of the programs that CPU time needs are there.
@@ -199,13 +190,7 @@ impl Cpu {
 impl PodCost {
     pub(super) fn all(window: &Window) -> Vec<Self> {
         let pods = window.pods.iter().flat_map(|used| &used.pods);
-        pods.map(|(uid, &PodUse { cpu_ns, working_set_bytes })| Self {
-            pod_uid: uid.clone(),
-            cpu_ns,
-            cpu_cores: cpu_ns.and_then(|ns| window.cores(ns)),
-            working_set_bytes,
-        })
-        .collect()
+        pods.map(|(uid, &used)| Self { pod_uid: uid.clone(), cost: window.group_cost(used) }).collect()
     }
 }
 
@@ -213,7 +198,8 @@ impl OtherPods {
     pub(super) fn new(window: &Window) -> Option<Self> {
         let used = window.pods.as_ref().filter(|used| !used.is_empty())?;
         let &PodsUse { ended, not_listed, other_cpu_ns: cpu_ns, .. } = used;
-        Some(Self { ended, not_listed, cpu_ns, cpu_cores: cpu_ns.and_then(|ns| window.cores(ns)) })
+        let cost = window.group_cost(PodUse { cpu_ns, ..PodUse::default() });
+        Some(Self { ended, not_listed, cost })
     }
 }
 

@@ -5,7 +5,7 @@ use smp_agent_abi::layout::{Cost, HOP_SERIES};
 
 use super::*;
 use crate::cgroup::Container;
-use crate::cgroup::pods::{PodUse, PodsUse};
+use crate::cgroup::pods::{GroupCost, PodUse, PodsUse};
 use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
 use crate::hop::series_index;
@@ -144,9 +144,7 @@ pub(crate) fn cluster() -> Cluster {
             owner: Owner { kind: "Deployment".into(), name: "cart".into() },
             pods: 3,
             unmeasured_pods: 0,
-            cpu_ns: None,
-            cpu_cores: None,
-            working_set_bytes: None,
+            cost: GroupCost::default(),
             control_plane_of: None,
         }],
         trouble: None,

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{Owner, Pod, Source, Workload, api};
 use crate::cgroup::Container;
-use crate::cgroup::pods::{PodUse, PodsUse};
+use crate::cgroup::pods::{GroupCost, PodUse, PodsUse};
 use crate::identity::{Mesh, control_plane};
 
 /// How many pods are kept: more than any kubelet runs (110 unless told, some clusters 500).
@@ -108,15 +108,13 @@ impl Index {
 }
 
 impl Workload {
-    const fn of_no_pod(namespace: String, owner: Owner) -> Self {
+    fn of_no_pod(namespace: String, owner: Owner) -> Self {
         Self {
             namespace,
             owner,
             pods: 0,
             unmeasured_pods: 0,
-            cpu_ns: None,
-            cpu_cores: None,
-            working_set_bytes: None,
+            cost: GroupCost::default(),
             control_plane_of: None,
         }
     }
@@ -129,16 +127,17 @@ impl Workload {
             return;
         };
         // Memory is of the same pods, or unknown: there are kernels that do not count it.
-        self.working_set_bytes = match self.cpu_ns {
+        let cost = &mut self.cost;
+        cost.working_set_bytes = match cost.cpu_ns {
             None => used.working_set_bytes,
-            Some(_) => self.working_set_bytes.zip(used.working_set_bytes).map(|(sum, bytes)| sum + bytes),
+            Some(_) => cost.working_set_bytes.zip(used.working_set_bytes).map(|(sum, bytes)| sum + bytes),
         };
-        self.cpu_ns = Some(self.cpu_ns.unwrap_or(0) + cpu_ns);
+        cost.cpu_ns = Some(cost.cpu_ns.unwrap_or(0) + cpu_ns);
     }
 
     /// Where nothing was measured it shows in that.
     const fn checked(mut self) -> Self {
-        if self.cpu_ns.is_none() {
+        if self.cost.cpu_ns.is_none() {
             self.unmeasured_pods = 0;
         }
         self

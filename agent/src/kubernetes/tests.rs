@@ -464,10 +464,10 @@ async fn workloads_have_what_the_groups_of_their_pods_used_static_ones_by_hash()
     let of = |name: &str| workloads.iter().find(|workload| workload.owner.name == name).unwrap();
     let cart = of("cart");
     assert_eq!(
-        (cart.cpu_ns, cart.cpu_cores, cart.working_set_bytes),
+        (cart.cost.cpu_ns, cart.cost.cpu_cores, cart.cost.working_set_bytes),
         (Some(500_000_000), Some(0.25), Some(7))
     );
-    assert_eq!((of("edge-node-a").cpu_ns, of("edge-node-a").is_whole()), (Some(20), true));
+    assert_eq!((of("edge-node-a").cost.cpu_ns, of("edge-node-a").is_whole()), (Some(20), true));
     let lone = serde_json::to_value(of("lone")).unwrap();
     assert_eq!(lone, serde_json::json!({"namespace": "default", "kind": "Pod", "name": "lone", "pods": 1}));
 }
@@ -486,15 +486,15 @@ fn pods_of_one_owner_add_up_and_those_that_are_missing_are_said() {
         workloads.remove(0)
     };
     let all = workload(&[("a", used(1, 10)), ("b", used(2, 20)), ("c", used(3, 30)), ("d", used(9, 90))]);
-    assert_eq!((all.pods, all.cpu_ns, all.working_set_bytes), (3, Some(6), Some(60)));
+    assert_eq!((all.pods, all.cost.cpu_ns, all.cost.working_set_bytes), (3, Some(6), Some(60)));
     assert_eq!((all.is_whole(), all.control_plane_of), (true, Some(Mesh::Istio)));
     let part = workload(&[("a", used(1, 10)), ("c", PodUse { cpu_ns: None, ..used(0, 30) })]);
-    assert_eq!((part.unmeasured_pods, part.cpu_ns, part.working_set_bytes), (2, Some(1), Some(10)));
+    assert_eq!((part.unmeasured_pods, part.cost.cpu_ns, part.cost.working_set_bytes), (2, Some(1), Some(10)));
     let without_memory = PodUse { working_set_bytes: None, ..used(2, 0) };
     let some = workload(&[("a", used(1, 10)), ("b", without_memory), ("c", used(3, 30))]);
-    assert_eq!((some.cpu_ns, some.working_set_bytes, some.is_whole()), (Some(6), None, true));
+    assert_eq!((some.cost.cpu_ns, some.cost.working_set_bytes, some.is_whole()), (Some(6), None, true));
     let none = workload(&[]);
-    assert_eq!((none.pods, none.unmeasured_pods, none.cpu_ns), (3, 0, None));
+    assert_eq!((none.pods, none.unmeasured_pods, none.cost.cpu_ns), (3, 0, None));
 }
 
 #[test]

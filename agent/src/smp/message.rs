@@ -108,7 +108,7 @@ pub struct ServiceMeshConfig {
     pub sidecar: Option<Proxies>,
     /// The pods of its control plane.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mesh_control_plane: Option<MeshControlPlane>,
+    pub mesh_control_plane: Option<Together>,
     /// The application, if all proxies that name one serve the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub application_metadata: Option<ApplicationMetadata>,
@@ -124,34 +124,31 @@ pub struct MeshType {
     pub name: Mesh,
 }
 
+/// Proxies or pods on the node together: what `Sidecar`, `IngressGateway`, `MeshControlPlane` and `IndividualWorkload` have in
+/// common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Together {
+    /// How many.
+    pub count: i32,
+    /// CPU time of all of them, thousandths of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_mcores: Option<i32>,
+    /// Of proxies their resident memory, of pods their working sets, MB of 10^6 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_mb: Option<i32>,
+}
+
 /// Proxies of one part together; `Sidecar` and `IngressGateway` have the same fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Proxies {
-    /// How many.
-    pub count: i32,
-    /// CPU time, thousandths of a CPU.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_mcores: Option<i32>,
-    /// Memory, MB of 10^6 bytes.
-    pub mem_mb: i32,
+    /// How many, and what they take.
+    #[serde(flatten)]
+    pub together: Together,
     /// Requests a second.
     pub rps: i32,
     /// Bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bps: Option<i32>,
-}
-
-/// Pods of a control plane together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct MeshControlPlane {
-    /// How many run on the node.
-    pub count: i32,
-    /// CPU time, thousandths of a CPU.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_mcores: Option<i32>,
-    /// Working sets, MB of 10^6 bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mem_mb: Option<i32>,
 }
 
 /// What the proxies serve, by `app.kubernetes.io/*`.
@@ -188,14 +185,9 @@ pub struct EnvironmentConfig {
 pub struct IndividualWorkload {
     /// `namespace/name` of the owner.
     pub name: String,
-    /// How many of its pods run on the node.
-    pub count: i32,
-    /// CPU time of all of them, thousandths of a CPU.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_mcores: Option<i32>,
-    /// Their working sets, MB of 10^6 bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mem_mb: Option<i32>,
+    /// Those of its pods that run on the node.
+    #[serde(flatten)]
+    pub together: Together,
 }
 
 /// A node's size.

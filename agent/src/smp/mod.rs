@@ -20,8 +20,8 @@ use crate::identity::{Mesh, Role};
 use crate::kubernetes::{Pod, Workload};
 use crate::window::{Bytes, Opened};
 use message::{
-    ApplicationMetadata, Client, EnvironmentConfig, EnvironmentNode, IndividualWorkload, Latency,
-    MeshControlPlane, MeshType, PerformanceTestConfig, PerformanceTestResult, Proxies, ServiceMeshConfig,
+    ApplicationMetadata, Client, EnvironmentConfig, EnvironmentNode, IndividualWorkload, Latency, MeshType,
+    PerformanceTestConfig, PerformanceTestResult, Proxies, ServiceMeshConfig, Together,
 };
 
 /// Release of the specification whose fields these are.
@@ -225,9 +225,11 @@ fn together(document: &Document, of: impl Fn(&ProxyMatching) -> bool) -> Option<
         (downstream_out + upstream_out) as f64
     });
     (!proxies.is_empty()).then(|| Proxies {
-        count: saturated(proxies.len() as f64),
-        cpu_mcores: cores.map(|cores| saturated(cores * 1e3)),
-        mem_mb: saturated(sum(&|proxy| proxy.memory.rss_bytes as f64) / BYTES_PER_MB as f64),
+        together: Together::of(
+            proxies.len() as f64,
+            cores,
+            Some(sum(&|proxy| proxy.memory.rss_bytes as f64)),
+        ),
         rps: saturated(sum(&|proxy| proxy.requests.requests_per_second)),
         bps: (seconds > 0.0).then(|| saturated(bytes / seconds)),
     })
@@ -235,7 +237,7 @@ fn together(document: &Document, of: impl Fn(&ProxyMatching) -> bool) -> Option<
 
 /// The control plane of the mesh that the proxies serve, as far as it is on this node. Where no proxy shows a mesh it is the only
 /// one that is here; Cilium's operator alone is none, since it is there without the mesh too. `None` where there are several.
-fn control_plane(document: &Document) -> Option<(Mesh, MeshControlPlane)> {
+fn control_plane(document: &Document) -> Option<(Mesh, Together)> {
     let meshes: Vec<_> = document.proxies.iter().filter_map(|proxy| proxy.identity.mesh).collect();
     let is_of =
         |mesh| if meshes.is_empty() { mesh != Mesh::CiliumServiceMesh } else { meshes.contains(&mesh) };
@@ -243,21 +245,30 @@ fn control_plane(document: &Document) -> Option<(Mesh, MeshControlPlane)> {
     let of_some = || workloads().filter_map(|workload| workload.control_plane_of).filter(|&mesh| is_of(mesh));
     let mesh = all_alike(of_some().map(Some))?;
     let its: Vec<_> = workloads().filter(|workload| workload.control_plane_of == Some(mesh)).collect();
-    let (cpu_mcores, mem_mb) = cpu_and_memory(&its);
-    let count = saturated(its.iter().map(|workload| f64::from(workload.pods)).sum());
-    Some((mesh, MeshControlPlane { count, cpu_mcores, mem_mb }))
+    Some((mesh, Together::of_pods(&its)))
 }
 
-/// Of these workloads together, rounded as a whole; absent where it is not that of all their pods.
-fn cpu_and_memory(workloads: &[&Workload]) -> (Option<i32>, Option<i32>) {
-    let sum = |value: fn(&Workload) -> Option<f64>| {
-        let values = workloads.iter().map(|workload| value(workload).filter(|_| workload.is_whole()));
-        values.sum::<Option<f64>>().map(saturated)
-    };
-    (
-        sum(|workload| workload.cpu_cores.map(|cores| cores * 1e3)),
-        sum(|workload| workload.working_set_bytes.map(|bytes| bytes as f64 / BYTES_PER_MB as f64)),
-    )
+impl Together {
+    /// Rounded as a whole.
+    fn of(count: f64, cores: Option<f64>, bytes: Option<f64>) -> Self {
+        Self {
+            count: saturated(count),
+            cpu_mcores: cores.map(|cores| saturated(cores * 1e3)),
+            mem_mb: bytes.map(|bytes| saturated(bytes / BYTES_PER_MB as f64)),
+        }
+    }
+
+    /// Of the pods of these workloads; what is not known of all of them is absent.
+    fn of_pods(workloads: &[&Workload]) -> Self {
+        let sum = |value: fn(&Workload) -> Option<f64>| -> Option<f64> {
+            workloads.iter().map(|workload| value(workload).filter(|_| workload.is_whole())).sum()
+        };
+        Self::of(
+            workloads.iter().map(|workload| f64::from(workload.pods)).sum(),
+            sum(|workload| workload.cost.cpu_cores),
+            sum(|workload| workload.cost.working_set_bytes.map(|bytes| bytes as f64)),
+        )
+    }
 }
 
 /// The nearest number that a field holds.
@@ -274,7 +285,7 @@ fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
     let cluster = document.kubernetes.as_ref();
     labels.extend(cluster.map(|cluster| ("kubernetes-node", cluster.node.clone())));
     let workloads = cluster.into_iter().flat_map(|cluster| &cluster.workloads);
-    if workloads.clone().any(|workload| workload.cpu_ns.is_some()) {
+    if workloads.clone().any(|workload| workload.cost.cpu_ns.is_some()) {
         let scope =
             "cpu and mem of the pods' control groups, proxies in them included; mem is the working set";
         labels.push(("individual-workloads-scope", scope.to_owned()));
@@ -290,14 +301,9 @@ fn environment(document: &Document, ids: &Ids<'_>) -> EnvironmentConfig {
             mem_mb: node.mem_bytes.map(|bytes| bytes / BYTES_PER_MB),
         }],
         individual_workloads: workloads
-            .map(|workload| {
-                let (cpu_mcores, mem_mb) = cpu_and_memory(&[workload]);
-                IndividualWorkload {
-                    name: format!("{}/{}", workload.namespace, workload.owner.name),
-                    count: i32::try_from(workload.pods).unwrap_or(i32::MAX),
-                    cpu_mcores,
-                    mem_mb,
-                }
+            .map(|workload| IndividualWorkload {
+                name: format!("{}/{}", workload.namespace, workload.owner.name),
+                together: Together::of_pods(&[workload]),
             })
             .collect(),
     }

@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cgroup::pods::GroupCost;
 use crate::document::tests::{cluster, document, document_in, pod, window};
 use crate::kubernetes::{Cluster, Pod, Workload};
 
@@ -136,7 +137,7 @@ fn gateways_are_apart_and_egress_is_in_no_field() {
     let counts = |roles| {
         let mesh = mesh(roles);
         [mesh.ingress_gateway, mesh.sidecar]
-            .map(|proxies| proxies.map(|proxies| (proxies.count, proxies.rps)))
+            .map(|proxies| proxies.map(|proxies| (proxies.together.count, proxies.rps)))
     };
     assert_eq!(counts([None, Some(Role::Sidecar)]), [None, Some((2, 500))]);
     assert_eq!(counts([Some(Role::Gateway), None]), [Some((1, 500)), Some((1, 0))]);
@@ -162,8 +163,11 @@ fn workload(name: &str, pods: u32, cores: f64, control_plane_of: Option<Mesh>) -
     let mut workload = cluster().workloads.remove(0);
     workload.owner.name = name.into();
     workload.pods = pods;
-    (workload.cpu_ns, workload.cpu_cores) = (Some(1), Some(cores * f64::from(pods)));
-    workload.working_set_bytes = Some(600_000 * u64::from(pods));
+    workload.cost = GroupCost {
+        cpu_ns: Some(1),
+        cpu_cores: Some(cores * f64::from(pods)),
+        working_set_bytes: Some(600_000 * u64::from(pods)),
+    };
     workload.control_plane_of = control_plane_of;
     workload
 }
