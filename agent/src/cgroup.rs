@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use procfs::process::{MountInfo, Process};
 use serde::Serialize;
 
+use crate::counters::counters;
+
 /// A container by the name of its control group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Container {
@@ -151,16 +153,7 @@ impl Folder {
     }
 }
 
-impl Throttling {
-    /// What was added since `earlier`.
-    pub(crate) const fn since(self, earlier: Self) -> Self {
-        Self {
-            periods: self.periods.saturating_sub(earlier.periods),
-            throttled_periods: self.throttled_periods.saturating_sub(earlier.throttled_periods),
-            throttled_ns: self.throttled_ns.saturating_sub(earlier.throttled_ns),
-        }
-    }
-}
+counters!(Throttling { periods, throttled_periods, throttled_ns });
 
 impl Container {
     /// By the path of a group, in the forms that runtimes and the kubelet give it: `cgroupfs` and `systemd` drivers of docker,

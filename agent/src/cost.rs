@@ -2,6 +2,7 @@
 
 use smp_agent_abi::layout::Cost;
 
+use crate::counters::Counters as _;
 use crate::histogram::Histogram;
 
 /// What one proxy cost. All but the histogram's extremes only grow.
@@ -52,7 +53,7 @@ impl CpuCost {
     /// What was added since `earlier`.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         Self {
-            counted: since(&self.counted, &earlier.counted),
+            counted: self.counted.since(earlier.counted),
             run_queue_wait: self.run_queue_wait.since(&earlier.run_queue_wait),
             irq_time_apart: self.irq_time_apart,
         }
@@ -62,30 +63,7 @@ impl CpuCost {
 impl CpuBeside {
     /// What was added since `earlier`.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
-        Self { others: since(&self.others, &earlier.others), idle: since(&self.idle, &earlier.idle) }
-    }
-}
-
-/// Adds what another CPU counted.
-pub(crate) const fn add(sum: &mut Cost, cpu: &Cost) {
-    sum.on_cpu_ns += cpu.on_cpu_ns;
-    sum.user_ticks_ns += cpu.user_ticks_ns;
-    sum.system_ticks_ns += cpu.system_ticks_ns;
-    sum.voluntary += cpu.voluntary;
-    sum.involuntary += cpu.involuntary;
-    sum.softirq_borne_ns += cpu.softirq_borne_ns;
-    sum.softirq_caused_ns += cpu.softirq_caused_ns;
-}
-
-const fn since(now: &Cost, earlier: &Cost) -> Cost {
-    Cost {
-        on_cpu_ns: now.on_cpu_ns.saturating_sub(earlier.on_cpu_ns),
-        user_ticks_ns: now.user_ticks_ns.saturating_sub(earlier.user_ticks_ns),
-        system_ticks_ns: now.system_ticks_ns.saturating_sub(earlier.system_ticks_ns),
-        voluntary: now.voluntary.saturating_sub(earlier.voluntary),
-        involuntary: now.involuntary.saturating_sub(earlier.involuntary),
-        softirq_borne_ns: now.softirq_borne_ns.saturating_sub(earlier.softirq_borne_ns),
-        softirq_caused_ns: now.softirq_caused_ns.saturating_sub(earlier.softirq_caused_ns),
+        Self { others: self.others.since(earlier.others), idle: self.idle.since(earlier.idle) }
     }
 }
 

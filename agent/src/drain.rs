@@ -13,7 +13,8 @@ use smp_agent_abi::names;
 
 use crate::cgroup::Throttling;
 use crate::clock::Instant;
-use crate::cost::{self, CpuBeside, CpuCost};
+use crate::cost::{CpuBeside, CpuCost};
+use crate::counters::Counters as _;
 use crate::histogram::{Exact, Histogram};
 use crate::memory::Memory;
 use crate::probe::{ProbeError, Probes};
@@ -70,9 +71,8 @@ fn costs(probes: &Probes, proxies: u32, now_ns: u64) -> Result<(Vec<Cost>, CpuBe
     let slots = (0..proxies).chain(others..others + COST_SLOTS_BESIDE);
     let mut all = Vec::new();
     for slot in slots.clone() {
-        let mut sum = Cost::default();
-        costs.get(&slot, 0).map_err(failed(names::COSTS))?.iter().for_each(|cpu| cost::add(&mut sum, cpu));
-        all.push(sum);
+        let cpus = costs.get(&slot, 0).map_err(failed(names::COSTS))?;
+        all.push(cpus.iter().fold(Cost::default(), |sum, &cpu| sum.plus(cpu)));
     }
     for cpu in probes.running()?.get(&0, 0).map_err(failed(names::RUNNING))?.iter() {
         let place = slots.clone().position(|slot| slot == cpu.slot);

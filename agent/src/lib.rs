@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod clock;
 pub mod cost;
+mod counters;
 pub mod discover;
 pub mod document;
 pub mod drain;

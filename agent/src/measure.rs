@@ -14,6 +14,7 @@ use crate::breaker::{Breaker, Trip};
 use crate::cgroup::pods::PodGroups;
 use crate::cgroup::{Cgroup, Throttling};
 use crate::clock::Instant as Now;
+use crate::counters::Counters as _;
 use crate::discover::{self, DiscoverError, Found, Target};
 use crate::drain::{self, Looked};
 use crate::identity::{Facts, Identity};

@@ -4,6 +4,8 @@ use procfs::process::Process;
 use procfs::{CpuPressure, Current as _, CurrentSI as _, IoPressure, KernelStats, Meminfo, MemoryPressure};
 use serde::Serialize;
 
+use crate::counters::{Counters as _, counters};
+
 /// The node's own accounting. What this kernel does not say is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
@@ -103,41 +105,13 @@ impl CpuTimes {
     pub const fn busy_ns(&self) -> u64 {
         self.user_ns + self.nice_ns + self.system_ns + self.irq_ns + self.softirq_ns + self.steal_ns
     }
-
-    const fn since(self, earlier: Self) -> Self {
-        Self {
-            user_ns: self.user_ns.saturating_sub(earlier.user_ns),
-            nice_ns: self.nice_ns.saturating_sub(earlier.nice_ns),
-            system_ns: self.system_ns.saturating_sub(earlier.system_ns),
-            idle_ns: self.idle_ns.saturating_sub(earlier.idle_ns),
-            iowait_ns: self.iowait_ns.saturating_sub(earlier.iowait_ns),
-            irq_ns: self.irq_ns.saturating_sub(earlier.irq_ns),
-            softirq_ns: self.softirq_ns.saturating_sub(earlier.softirq_ns),
-            steal_ns: self.steal_ns.saturating_sub(earlier.steal_ns),
-        }
-    }
 }
 
-impl Pressure {
-    const fn since(self, earlier: Self) -> Self {
-        Self {
-            cpu_some_ns: self.cpu_some_ns.saturating_sub(earlier.cpu_some_ns),
-            memory_some_ns: self.memory_some_ns.saturating_sub(earlier.memory_some_ns),
-            memory_full_ns: self.memory_full_ns.saturating_sub(earlier.memory_full_ns),
-            io_some_ns: self.io_some_ns.saturating_sub(earlier.io_some_ns),
-            io_full_ns: self.io_full_ns.saturating_sub(earlier.io_full_ns),
-        }
-    }
-}
+counters!(CpuTimes { user_ns, nice_ns, system_ns, idle_ns, iowait_ns, irq_ns, softirq_ns, steal_ns });
 
-impl Network {
-    const fn since(self, earlier: Self) -> Self {
-        Self {
-            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
-            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
-        }
-    }
-}
+counters!(Pressure { cpu_some_ns, memory_some_ns, memory_full_ns, io_some_ns, io_full_ns });
+
+counters!(Network { received_bytes, sent_bytes });
 
 fn cpu_times() -> Option<CpuTimes> {
     let total = KernelStats::current().ok()?.total;

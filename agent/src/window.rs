@@ -12,6 +12,7 @@ use smp_agent_abi::layout::{HOP_SERIES, ROLE_ACCEPTED};
 use crate::cgroup::pods::{GroupCost, PodGroups, PodUse, PodsUse};
 use crate::cgroup::{Container, Throttling};
 use crate::cost::{CpuBeside, CpuCost};
+use crate::counters::{Counters as _, counters};
 use crate::histogram::Histogram;
 use crate::identity::Identity;
 use crate::kubernetes::Pod;
@@ -267,33 +268,9 @@ impl UnixConnections {
     }
 }
 
-impl Bytes {
-    const fn since(self, earlier: Self) -> Self {
-        Self {
-            downstream_in: self.downstream_in.saturating_sub(earlier.downstream_in),
-            downstream_out: self.downstream_out.saturating_sub(earlier.downstream_out),
-            upstream_in: self.upstream_in.saturating_sub(earlier.upstream_in),
-            upstream_out: self.upstream_out.saturating_sub(earlier.upstream_out),
-        }
-    }
-}
+counters!(Bytes { downstream_in, downstream_out, upstream_in, upstream_out });
 
-impl Opened {
-    const fn since(self, earlier: Self) -> Self {
-        Self {
-            plain: self.plain.saturating_sub(earlier.plain),
-            tls: self.tls.saturating_sub(earlier.tls),
-            mutual_tls: self.mutual_tls.saturating_sub(earlier.mutual_tls),
-        }
-    }
-
-    /// Adds those of another proxy.
-    pub(crate) const fn add(&mut self, other: Self) {
-        self.plain += other.plain;
-        self.tls += other.tls;
-        self.mutual_tls += other.mutual_tls;
-    }
-}
+counters!(Opened { plain, tls, mutual_tls });
 
 impl ProxyCost {
     fn since(&self, earlier: &Self) -> Self {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::counters::Counters;
 use crate::document::{Document, ProxyMatching};
 use crate::hop::{Direction, Segment};
 use crate::identity::{Mesh, Role};
@@ -180,10 +181,8 @@ fn mesh(document: &Document, ids: &Ids<'_>) -> ServiceMeshConfig {
 
 /// What the proxies have opened to other hosts in the window.
 fn opened(document: &Document) -> Opened {
-    document.proxies.iter().fold(Opened::default(), |mut sum, proxy| {
-        sum.add(proxy.requests.opened_connections);
-        sum
-    })
+    let of_each = document.proxies.iter().map(|proxy| proxy.requests.opened_connections);
+    of_each.fold(Opened::default(), Counters::plus)
 }
 
 /// Whether both ends of the mesh's connections show certificates: of those that proxies have opened to other hosts all do, or some
