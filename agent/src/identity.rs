@@ -1,6 +1,8 @@
 //! What a proxy is: its kind, the mesh it serves, and its part in it. By what shows of a process, without asking it anything.
 
-use std::collections::BTreeMap;
+mod pod;
+
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 
@@ -9,7 +11,7 @@ use object::{Object as _, read};
 use procfs::process::Process;
 use serde::Serialize;
 
-use crate::kubernetes::Pod;
+pub use pod::{TELLING_LABELS, control_plane};
 
 /// What is known of a proxy. What does not show is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -49,9 +51,9 @@ pub enum Kind {
     Ztunnel,
 }
 
-/// A mesh, by its name in SMP's `ServiceMesh.Type`. Not reached: `OCTARINE`, `NETWORK_SERVICE_MESH` (no proxy that forwards TCP),
-/// `TANZU` (it installs Istio's own proxies, nothing of theirs is named otherwise). `OPEN_SERVICE_MESH` and `NGINX_SERVICE_MESH`
-/// are reached with the API server's help only: their proxies are called as any other Envoy and NGINX.
+/// A mesh, by its name in SMP's `ServiceMesh.Type`. Not reached: `OCTARINE` (no chart and no image of it is public any more), `TANZU`
+/// (it installs Istio's own proxies, nothing of theirs is named otherwise). `OPEN_SERVICE_MESH`, `NGINX_SERVICE_MESH` and
+/// `NETWORK_SERVICE_MESH` are reached with the API server's help only: by their processes alone they are any Envoy, NGINX and program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Mesh {
@@ -67,6 +69,8 @@ pub enum Mesh {
     Kuma,
     /// Linkerd.
     Linkerd,
+    /// Network Service Mesh: its own programs, which carry packets of all kinds; measured only where the user names them.
+    NetworkServiceMesh,
     /// NGINX Service Mesh.
     NginxServiceMesh,
     /// Open Service Mesh.
@@ -91,39 +95,6 @@ pub enum Role {
     EgressGateway,
 }
 
-/// Labels of a pod that tell what it or a proxy in it is, all of them documented by those who set them or in their charts.
-pub const TELLING_LABELS: [&str; 9] = [
-    // Istio's charts and its controller of Gateway resources.
-    "istio",
-    "gateway.istio.io/managed",
-    // Envoy Gateway.
-    "gateway.envoyproxy.io/owning-gateway-name",
-    // Open Service Mesh, on each pod that it has given a proxy.
-    "osm-proxy-uuid",
-    // Consul on Kubernetes: its injector and its chart's gateways.
-    "consul.hashicorp.com/connect-inject-status",
-    "component",
-    // Control planes: of Istio, Open Service Mesh and Kuma; with `component`, of Consul and Traefik Mesh.
-    "app",
-    "linkerd.io/control-plane-component",
-    "io.cilium/app",
-];
-
-/// Whose control plane a pod with these labels is part of. By the labels that the meshes' own charts give to these pods.
-pub fn control_plane(labels: &BTreeMap<&'static str, String>) -> Option<Mesh> {
-    let label = |name: &str| labels.get(name).map(String::as_str);
-    match (label("app"), label("component")) {
-        (Some("istiod"), _) => Some(Mesh::Istio),
-        (Some("consul"), Some("server" | "connect-injector")) => Some(Mesh::Consul),
-        (Some("kuma-control-plane"), _) => Some(Mesh::Kuma),
-        (Some("osm-controller" | "osm-injector" | "osm-bootstrap"), _) => Some(Mesh::OpenServiceMesh),
-        (Some("maesh"), Some("controller")) => Some(Mesh::TraefikMesh),
-        _ if label("linkerd.io/control-plane-component").is_some() => Some(Mesh::Linkerd),
-        _ if label("io.cilium/app") == Some("operator") => Some(Mesh::CiliumServiceMesh),
-        _ => None,
-    }
-}
-
 impl Mesh {
     /// As results write it.
     pub const fn as_str(self) -> &'static str {
@@ -134,6 +105,7 @@ impl Mesh {
             Self::Istio => "ISTIO",
             Self::Kuma => "KUMA",
             Self::Linkerd => "LINKERD",
+            Self::NetworkServiceMesh => "NETWORK_SERVICE_MESH",
             Self::NginxServiceMesh => "NGINX_SERVICE_MESH",
             Self::OpenServiceMesh => "OPEN_SERVICE_MESH",
             Self::TraefikMesh => "TRAEFIK_MESH",
@@ -165,6 +137,8 @@ pub struct Facts {
     pub ancestors: Vec<String>,
     /// Names of the variables in its environment; empty where these may not be read.
     pub variables: Vec<String>,
+    /// Which of App Mesh's resources it stands for: `mesh/shop/virtualNode/cart`, or an ARN that ends in that.
+    pub app_mesh_resource: Option<String>,
     /// Names of its threads.
     pub threads: Vec<String>,
     /// Its other processes.
@@ -173,6 +147,10 @@ pub struct Facts {
     pub build_id: Option<String>,
 }
 
+/// The variables that tell App Mesh's Envoy which resource it stands for, the older one up to version 1.15 and still by its
+/// controller (docs.aws.amazon.com/app-mesh/latest/userguide/envoy-config.html; aws-app-mesh-controller-for-k8s
+/// `pkg/inject/sidecar_builder.go`).
+const APP_MESH_RESOURCE: [&str; 2] = ["APPMESH_RESOURCE_ARN", "APPMESH_VIRTUAL_NODE_NAME"];
 /// How many processes up an ancestor is looked for: a shell and a supervisor may stand between.
 const GENERATIONS: usize = 4;
 
@@ -194,14 +172,14 @@ impl Facts {
             let task = task.ok()?;
             Some(fs::read_to_string(format!("/proc/{pid}/task/{}/comm", task.tid)).ok()?.trim().to_owned())
         });
+        let variables = process.environ().unwrap_or_default();
+        let app_mesh_resource = APP_MESH_RESOURCE.iter().find_map(|&name| variables.get(OsStr::new(name)));
         Self {
             name: name.to_owned(),
             arguments: process.cmdline().unwrap_or_default(),
             ancestors,
-            variables: process
-                .environ()
-                .map(|all| all.into_keys().map(|name| name.to_string_lossy().into_owned()).collect())
-                .unwrap_or_default(),
+            app_mesh_resource: app_mesh_resource.map(|value| value.to_string_lossy().into_owned()),
+            variables: variables.into_keys().map(|name| name.to_string_lossy().into_owned()).collect(),
             threads: threads.collect(),
             other_processes: processes.saturating_sub(1),
             build_id: build_id(pid),
@@ -257,56 +235,6 @@ impl Identity {
     }
 }
 
-impl Identity {
-    /// Adds what the proxy's pod tells. What the process itself shows stays.
-    pub fn learn(&mut self, pod: &Pod) {
-        let label = |name: &str| pod.labels.get(name).map(String::as_str);
-        let container = pod.container.as_deref();
-        let (mesh, role) = match (self.kind, self.mesh) {
-            (Some(Kind::Envoy), Some(Mesh::Istio)) => (None, istio_role(label)),
-            (Some(Kind::Envoy), Some(Mesh::Consul)) => (None, consul_role(label)),
-            (Some(Kind::Envoy), Some(Mesh::Kuma)) => {
-                (None, (container == Some("kuma-sidecar")).then_some(Role::Sidecar))
-            }
-            (Some(Kind::Envoy), None) if label("osm-proxy-uuid").is_some() && container == Some("envoy") => {
-                (Some(Mesh::OpenServiceMesh), Some(Role::Sidecar))
-            }
-            (Some(Kind::Envoy), None) if label("gateway.envoyproxy.io/owning-gateway-name").is_some() => {
-                (None, Some(Role::Gateway))
-            }
-            (Some(Kind::Nginx), None) if container == Some("nginx-mesh-sidecar") => {
-                (Some(Mesh::NginxServiceMesh), Some(Role::Sidecar))
-            }
-            _ => (None, None),
-        };
-        self.mesh = self.mesh.or(mesh);
-        // Istio's own word for both kinds of gateway is `router`.
-        if self.role.is_none() || (self.role, role) == (Some(Role::Gateway), Some(Role::EgressGateway)) {
-            self.role = role.or(self.role);
-        }
-    }
-}
-
-fn istio_role<'a>(label: impl Fn(&str) -> Option<&'a str>) -> Option<Role> {
-    match (label("gateway.istio.io/managed"), label("istio")) {
-        (Some("istio.io-mesh-controller"), _) => Some(Role::Waypoint),
-        (_, Some("egressgateway")) => Some(Role::EgressGateway),
-        (Some("istio.io-gateway-controller"), _) | (_, Some("ingressgateway" | "eastwestgateway")) => {
-            Some(Role::Gateway)
-        }
-        _ => None,
-    }
-}
-
-fn consul_role<'a>(label: impl Fn(&str) -> Option<&'a str>) -> Option<Role> {
-    match (label("component"), label("consul.hashicorp.com/connect-inject-status")) {
-        (Some("ingress-gateway" | "api-gateway" | "mesh-gateway"), _) => Some(Role::Gateway),
-        (Some("terminating-gateway"), _) => Some(Role::EgressGateway),
-        (_, Some("injected")) => Some(Role::Sidecar),
-        _ => None,
-    }
-}
-
 fn mesh(facts: &Facts, kind: Option<Kind>) -> (Option<Mesh>, Option<Role>) {
     // Istio's agent starts Envoy and names what it is: `sidecar~10.1.2.3~pod.namespace~...`.
     let node = facts.argument("--service-node").unwrap_or_default();
@@ -329,7 +257,12 @@ fn mesh(facts: &Facts, kind: Option<Kind>) -> (Option<Mesh>, Option<Role>) {
             (Some(Mesh::Consul), None)
         }
         Some(Kind::Envoy) if facts.started_by("kuma-dp") => (Some(Mesh::Kuma), None),
-        Some(Kind::Envoy) if facts.has_variable("APPMESH_") => (Some(Mesh::AppMesh), None),
+        Some(Kind::Envoy) if facts.has_variable("APPMESH_") => {
+            let resource = facts.app_mesh_resource.as_deref().unwrap_or_default();
+            let roles = [("/virtualNode/", Role::Sidecar), ("/virtualGateway/", Role::Gateway)];
+            let role = roles.into_iter().find(|(kind, _)| resource.contains(kind));
+            (Some(Mesh::AppMesh), role.map(|(_, role)| role))
+        }
         Some(Kind::Traefik) if facts.name == "traefik-mesh" || facts.mentions("traefik-mesh") => {
             (Some(Mesh::TraefikMesh), Some(Role::NodeProxy))
         }

@@ -1,6 +1,8 @@
 use std::process::Command;
 
+use super::pod::repository;
 use super::*;
+use crate::kubernetes::Pod;
 
 fn facts(name: &str) -> Facts {
     Facts { name: name.to_owned(), ..Facts::default() }
@@ -37,8 +39,19 @@ fn every_proxy_by_what_shows_of_it() {
     let started_by = |name: &str| Facts { ancestors: vec!["sh".into(), name.into()], ..facts("envoy") };
     assert_eq!(found(&started_by("consul-dataplane")), (envoy, Some(Mesh::Consul), None));
     assert_eq!(found(&started_by("kuma-dp")), (envoy, Some(Mesh::Kuma), None));
-    let app_mesh = Facts { variables: vec!["APPMESH_RESOURCE_ARN".into()], ..facts("envoy") };
-    assert_eq!(found(&app_mesh), (envoy, Some(Mesh::AppMesh), None));
+    let app_mesh = |resource: Option<&str>| Facts {
+        variables: vec!["APPMESH_RESOURCE_ARN".into()],
+        app_mesh_resource: resource.map(str::to_owned),
+        ..facts("envoy")
+    };
+    for (resource, role) in [
+        (Some("arn:aws:appmesh:eu-central-1:111122223333:mesh/shop/virtualNode/cart"), Some(Role::Sidecar)),
+        (Some("mesh/shop/virtualGateway/edge"), Some(Role::Gateway)),
+        (Some("cart"), None),
+        (None, None),
+    ] {
+        assert_eq!(found(&app_mesh(resource)), (envoy, Some(Mesh::AppMesh), role), "{resource:?}");
+    }
     let traefik = (Some(Kind::Traefik), Some(Mesh::TraefikMesh), Some(Role::NodeProxy));
     assert_eq!(found(&facts("traefik-mesh")), traefik);
     for plain in ["envoy", "nginx", "haproxy", "traefik"] {
@@ -87,6 +100,35 @@ fn a_pod_tells_what_the_process_does_not() {
 }
 
 #[test]
+fn an_image_tells_where_the_environment_may_not_be_read() {
+    let told = |name: &str, container: &str, image: &str, labels: &[(&'static str, &str)]| {
+        let mut identity = Identity::of(&facts(name));
+        identity.learn(&Pod {
+            container: Some(container.into()),
+            image: Some(image.into()),
+            labels: labels.iter().map(|&(name, value)| (name, value.to_owned())).collect(),
+            ..Pod::default()
+        });
+        (identity.mesh, identity.role)
+    };
+    let of_app_mesh = "840364872350.dkr.ecr.us-west-2.amazonaws.com/aws-appmesh-envoy:v1.29.5.0-prod";
+    let component = [("app.kubernetes.io/component", "appmesh-gateway")];
+    assert_eq!(told("envoy", "envoy", of_app_mesh, &[]), (Some(Mesh::AppMesh), None));
+    assert_eq!(told("envoy", "envoy", of_app_mesh, &component), (Some(Mesh::AppMesh), Some(Role::Gateway)));
+    assert_eq!(told("envoy", "envoy", "envoyproxy/envoy:v1.29.5", &component), (None, None));
+    assert_eq!(told("nginx", "envoy", of_app_mesh, &[]), (None, None));
+    let network = Some(Mesh::NetworkServiceMesh);
+    let forwarder = "ghcr.io/networkservicemesh/ci/cmd-forwarder-vpp:0258b04f";
+    assert_eq!(told("forwarder", "forwarder-vpp", forwarder, &[]), (network, Some(Role::NodeProxy)));
+    assert_eq!(told("nsmgr", "nsmgr", "networkservicemeshci/cmd-nsmgr:4a2fe09", &[]), (network, None));
+    assert_eq!(told("toy", "toy", "ghcr.io/networkservicemesh/toy:1", &[]), (None, None));
+    assert_eq!(told("envoy", "sidecar", forwarder, &[]), (None, None), "an Envoy is no program of its own");
+    for image in ["a/b/name", "name", "a:5000/name:1", "a/name:1@sha256:0a", "name@sha256:0a"] {
+        assert_eq!(repository(image), "name", "{image}");
+    }
+}
+
+#[test]
 fn workers_are_counted_where_they_show() {
     let threads = ["envoy", "dispatcher", "wrk:worker_0", "wrk:worker_1"].map(str::to_owned).into();
     assert_eq!(Identity::of(&Facts { threads, ..facts("envoy") }).workers, Some(2));
@@ -97,9 +139,30 @@ fn workers_are_counted_where_they_show() {
 
 #[test]
 fn names_are_those_of_the_documents() {
-    for mesh in [Mesh::CiliumServiceMesh, Mesh::Istio, Mesh::NginxServiceMesh, Mesh::OpenServiceMesh] {
+    let meshes = [
+        Mesh::AppMesh,
+        Mesh::CiliumServiceMesh,
+        Mesh::Consul,
+        Mesh::Istio,
+        Mesh::Kuma,
+        Mesh::Linkerd,
+        Mesh::NetworkServiceMesh,
+        Mesh::NginxServiceMesh,
+        Mesh::OpenServiceMesh,
+        Mesh::TraefikMesh,
+    ];
+    for mesh in meshes {
         assert_eq!(serde_json::to_value(mesh).unwrap(), mesh.as_str());
     }
+    // SMP's own list: what is neither here nor known to be out of reach is missing.
+    let proto = include_str!("../../proto/service_mesh.proto");
+    let (_, values) = proto.split_once("enum Type {").unwrap();
+    let (values, _) = values.split_once('}').unwrap();
+    let mut named: Vec<_> =
+        values.lines().filter_map(|line| Some(line.split_once(" = ")?.0.trim())).collect();
+    named.retain(|name| !["INVALID_MESH", "OCTARINE", "TANZU"].contains(name));
+    named.sort_unstable();
+    assert_eq!(named, meshes.map(Mesh::as_str));
     for role in [Role::NodeProxy, Role::Gateway, Role::EgressGateway] {
         assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
     }
@@ -117,9 +180,25 @@ fn an_argument_in_both_forms() {
 fn this_process_shows_something() {
     let facts = Facts::of(std::process::id(), "toy", 1);
     assert!(
-        !facts.arguments.is_empty() && !facts.threads.is_empty() && !facts.ancestors.is_empty(),
+        facts.app_mesh_resource.is_none()
+            && !facts.arguments.is_empty()
+            && !facts.threads.is_empty()
+            && !facts.ancestors.is_empty(),
         "{facts:?}"
     );
+}
+
+#[test]
+fn what_app_mesh_has_told_its_proxy_is_in_the_environment() {
+    let mut sleep = Command::new("sleep")
+        .arg("60")
+        .env("APPMESH_VIRTUAL_NODE_NAME", "mesh/shop/virtualNode/cart")
+        .spawn()
+        .unwrap();
+    let facts = Facts::of(sleep.id(), "envoy", 1);
+    sleep.kill().unwrap();
+    sleep.wait().unwrap();
+    assert_eq!(found(&facts), (Some(Kind::Envoy), Some(Mesh::AppMesh), Some(Role::Sidecar)));
 }
 
 #[test]
@@ -150,6 +229,19 @@ fn control_planes_by_the_labels_of_their_charts() {
         (&[("app", "shop"), ("component", "server")], None),
         (&[("app", "kuma-control-plane")], Some(Mesh::Kuma)),
         (&[("app", "kuma-ingress")], None),
+        (&[("app", "kong-mesh-control-plane"), ("helm.sh/chart", "kuma-2.9.0")], Some(Mesh::Kuma)),
+        (&[("app", "kong-mesh-ingress"), ("helm.sh/chart", "kuma-2.9.0")], None),
+        (&[("app", "shop-control-plane"), ("helm.sh/chart", "kuma-shop-1.0.0")], None),
+        (&[("app", "shop-control-plane")], None),
+        (&[("app", "nsmgr")], Some(Mesh::NetworkServiceMesh)),
+        (&[("app", "nsmgr-proxy")], Some(Mesh::NetworkServiceMesh)),
+        (&[("app", "registry")], None),
+        (
+            &[("app.kubernetes.io/part-of", "appmesh"), ("control-plane", "appmesh-controller")],
+            Some(Mesh::AppMesh),
+        ),
+        (&[("app.kubernetes.io/part-of", "appmesh")], None),
+        (&[("control-plane", "controller-manager")], None),
         (&[("io.cilium/app", "operator")], Some(Mesh::CiliumServiceMesh)),
         (&[("app", "osm-controller")], Some(Mesh::OpenServiceMesh)),
         (&[("app", "osm-injector")], Some(Mesh::OpenServiceMesh)),
