@@ -15,9 +15,7 @@ use bed::tools;
 use serde_json::Value;
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// How far from the group's own count a time may be, as a share of it.
-const SHARE: f64 = 0.02;
-/// ... and memory, bytes: the kernel keeps some on each CPU for the next charge.
+/// How far from the group's own count memory may be, bytes: the kernel keeps some on each CPU for the next charge.
 const MEMORY_BYTES: f64 = 1024.0 * 1024.0;
 /// How long a program may take to get its memory.
 const LONGEST: Duration = Duration::from_secs(20);
@@ -41,10 +39,11 @@ fn two_proxies_in_groups_of_their_own() {
     let [(group, ..), _] = &groups;
     group.limit(20).expect("a limit");
     let limited = group.cpu().to_owned();
+    // The agent reads between these two, and again between the two at the end: an emulated machine takes long from one to the next.
+    let before_opening = group.read().expect("the group's own files");
     let pids = groups.each_ref().map(|(.., (burner, _))| burner.pid());
     let measuring = Measuring::start_all(&pids, &dir).expect("a measurement");
-    // Its way to where it waits may have cost it time as well.
-    let before = group.read().expect("the group's own files");
+    let after_opening = group.read().expect("the group's own files");
     fs::write(go, "").expect("the folder is writable");
     let groups = groups.map(|(group, memory_bytes, (burner, stdout))| {
         let mut line = String::new();
@@ -53,8 +52,9 @@ fn two_proxies_in_groups_of_their_own() {
     });
     let truths = groups.each_ref().map(|(group, ..)| group.read().expect("the group's own files"));
     let document = measuring.finish().expect("a document");
+    let after_closing = groups.each_ref().map(|(group, ..)| group.read().expect("the group's own files"));
     let proxies = document["proxies"].as_array().expect("proxies");
-    for ((group, memory_bytes, burner), truth) in groups.iter().zip(truths) {
+    for (((group, memory_bytes, burner), truth), after) in groups.iter().zip(truths).zip(after_closing) {
         let proxy = proxies.iter().find(|proxy| proxy["pid"] == burner.pid()).expect("it is in the document");
         let memory = &proxy["memory"];
         println!("{}: {truth:?}; {memory}, {}", group.cpu().display(), proxy["cpu"]["throttling"]);
@@ -67,12 +67,17 @@ fn two_proxies_in_groups_of_their_own() {
         assert!(of_memory("pss_bytes") <= of_memory("rss_bytes"), "{memory}");
         let throttling = &proxy["cpu"]["throttling"];
         if group.cpu() == limited {
-            let throttled_ns = truth.throttled_ns - before.throttled_ns;
-            assert!(throttled_ns > 1e8, "the limit was to be felt: {truth:?}");
-            let difference = number(throttling, "throttled_ns") - throttled_ns;
-            assert!(difference.abs() <= SHARE * throttled_ns, "{throttling} for {truth:?} after {before:?}");
-            let periods = truth.throttled_periods - before.throttled_periods;
-            assert_eq!(throttling["throttled_periods"], periods, "{throttling}");
+            let least_ns = truth.throttled_ns - after_opening.throttled_ns;
+            assert!(least_ns > 1e8, "the limit was to be felt: {truth:?}");
+            let between_ns = least_ns..=after.throttled_ns - before_opening.throttled_ns;
+            assert!(
+                between_ns.contains(&number(throttling, "throttled_ns")),
+                "{throttling} for {between_ns:?}"
+            );
+            let between = truth.throttled_periods - after_opening.throttled_periods
+                ..=after.throttled_periods - before_opening.throttled_periods;
+            let periods = throttling["throttled_periods"].as_u64().expect("a count");
+            assert!(between.contains(&periods), "{throttling} for {between:?}");
         } else {
             assert!(throttling.is_null(), "{throttling}");
         }
