@@ -43,8 +43,6 @@ const LONGEST_SECONDS: &str = "1200";
 const TESTS: [&str; 6] = ["kernel", "receive", "before", "delay", "groups", "workloads"];
 /// Programs of this machine that the bed and the tests start.
 const PROGRAMS: [&str; 4] = ["/usr/sbin/ip", "/usr/sbin/nft", "/usr/bin/nsenter", "/usr/bin/setpriv"];
-/// Without it no client of HTTP can be made, be the server one without TLS.
-const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const BUSYBOX: &str = "/bin/busybox";
 /// Where the guest finds its first process.
 const INIT: &str = "/init";
@@ -105,9 +103,7 @@ fn gather(modules: &[PathBuf], agent: &Path, built: &cargo::Tests, scratch: &Pat
     for folder in ["/dev", "/proc", "/sys", "/run", "/tmp"] {
         guest.folder(Path::new(folder));
     }
-    for file in [BUSYBOX, CERTIFICATES] {
-        guest.copy(Path::new(file), Path::new(file))?;
-    }
+    guest.copy(Path::new(BUSYBOX), Path::new(BUSYBOX))?;
     for (number, module) in modules.iter().enumerate() {
         let name = module.file_name().context("a module has no name")?.to_string_lossy();
         // The guest loads them in the order of their names.

@@ -30,7 +30,7 @@ pub fn run() -> Result<ExitCode> {
 }
 
 /// What tests inside other kernels need beside the rest; it is large, so it is brought only for them.
-pub const GUEST_PACKAGES: [&str; 3] = ["qemu-system-x86", "busybox-static", "ca-certificates"];
+pub const GUEST_PACKAGES: [&str; 2] = ["qemu-system-x86", "busybox-static"];
 
 /// Brings what is missing.
 ///
