@@ -76,6 +76,7 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
             ("smp_proxy_context_switches", "counter", ""),
             ("smp_proxy_cpu_seconds", "counter", "seconds"),
             ("smp_proxy_network_bytes", "counter", "bytes"),
+            ("smp_proxy_opened_connections", "counter", ""),
             ("smp_proxy_resident_memory_bytes", "gauge", "bytes"),
             ("smp_proxy_run_queue_wait_seconds", "histogram", "seconds"),
             ("smp_unix_connections", "gauge", ""),
@@ -101,6 +102,9 @@ fn openmetrics_with_the_values_of_the_snapshot() -> Result<()> {
         let task = families["smp_proxy_cpu_seconds"]
             .value("smp_proxy_cpu_seconds_total", &[name[0], ("mode", "task")])?;
         same(task, proxy.cost.cpu.counted.on_cpu_ns as f64 / 1e9);
+        let opened = families["smp_proxy_opened_connections"]
+            .value("smp_proxy_opened_connections_total", &[name[0], ("kind", "mutual_tls")])?;
+        same(opened, proxy.cost.opened.mutual_tls as f64);
         let waits = families["smp_proxy_run_queue_wait_seconds"]
             .value("smp_proxy_run_queue_wait_seconds_count", &name)?;
         same(waits, proxy.cost.cpu.run_queue_wait.count() as f64);

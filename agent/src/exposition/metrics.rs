@@ -14,7 +14,7 @@ use crate::histogram::Histogram;
 use crate::hop::SERIES;
 use crate::identity::{Mesh, Role};
 use crate::kubernetes::Pod;
-use crate::window::{ProgramRun, Proxy, ProxyWindow, Snapshot, UnixConnections};
+use crate::window::{Opened, ProgramRun, Proxy, ProxyWindow, Snapshot, UnixConnections};
 
 /// Upper bounds of the buckets, ns: 1-2-5 from 10 us to 10 s. A value within 0.79 % above one may count below it.
 const BOUNDS_NS: [u64; 19] = [
@@ -247,6 +247,14 @@ impl Page<'_> {
                 ("upstream", "out", bytes.upstream_out),
             ] {
                 counter(&mut family, &proxy.with([("side", side), ("way", way)])[..], &count)?;
+            }
+        }
+        let help = "Connections a proxy has opened to other hosts that carried a request, by how they began: plain, tls (the server alone showed a certificate), mutual_tls";
+        let mut family = self.family("smp_proxy_opened_connections", None, MetricType::Counter, help)?;
+        for proxy in proxies {
+            let Opened { plain, tls, mutual_tls } = proxy.window.cost.opened;
+            for (kind, count) in [("plain", plain), ("tls", tls), ("mutual_tls", mutual_tls)] {
+                counter(&mut family, &proxy.with([("kind", kind)])[..], &count)?;
             }
         }
         let help = "CPU time of the node beside the proxies' threads: other tasks, and idle";

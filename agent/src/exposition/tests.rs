@@ -5,12 +5,13 @@ use tokio::net::TcpStream;
 use super::*;
 use crate::document::tests::{pod, window};
 use crate::identity::Mesh;
-use crate::window::{SelfUse, UnixConnections, Window};
+use crate::window::{Opened, SelfUse, UnixConnections, Window};
 
 fn snapshot() -> Arc<Snapshot> {
     let Window { mut proxies, programs, beside, usage, .. } = window();
     proxies[0].proxy.pod = Some(pod());
     proxies[0].proxy.identity.mesh = Some(Mesh::Istio);
+    proxies[0].cost.opened = Opened { plain: 3, tls: 2, mutual_tls: 16 };
     proxies[1].unix = UnixConnections { downstream: 1, upstream: 16 };
     let at = Timestamp::from_second(1_800_000_000).unwrap();
     Arc::new(Snapshot {
@@ -55,6 +56,10 @@ fn values_of_a_snapshot() {
         r#"smp_messages_local_total{proxy="envoy",pid="4242"} 7"#,
         r#"smp_messages_in_flight{proxy="envoy",pid="4242"} 1"#,
         r#"smp_unix_connections{proxy="nginx",pid="77",side="upstream"} 16"#,
+        r#"smp_proxy_opened_connections_total{proxy="envoy",pid="4242",kind="plain"} 3"#,
+        r#"smp_proxy_opened_connections_total{proxy="envoy",pid="4242",kind="tls"} 2"#,
+        r#"smp_proxy_opened_connections_total{proxy="envoy",pid="4242",kind="mutual_tls"} 16"#,
+        r#"smp_proxy_opened_connections_total{proxy="nginx",pid="77",kind="plain"} 0"#,
         r#"smp_bpf_program_verdict{program="arrival",hook="sock_recv_length",verdict="unsupported"} 1"#,
         r#"smp_bpf_program_run_seconds_total{program="read",hook="sock_recv_length"} 0.0018"#,
         r#"smp_bpf_program_runs_total{program="read",hook="sock_recv_length"} 18000"#,
