@@ -17,7 +17,9 @@ use crate::probe::Verdict;
 use crate::window::{Matching, ProgramRun, Proxy, ProxyWindow, SelfUse, UnixConnections, Window};
 
 use cost::Measured;
-pub use cost::{Cpu, NodeCost, OtherPods, PerRequest, PodCost, Requests, Shares, Wait};
+pub use cost::{
+    CoTenantCost, Cpu, NodeCost, OtherCoTenants, OtherPods, PerRequest, PodCost, Requests, Shares, Wait,
+};
 
 /// Version of the document's shape: a field that changes meaning or leaves makes it greater.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -61,7 +63,7 @@ pub struct Document {
 }
 
 /// The node and what it used in the window.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DocumentNode {
     /// Which one.
     #[serde(flatten)]

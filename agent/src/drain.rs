@@ -60,7 +60,8 @@ pub fn snapshot(
     };
     let proxies = proxies.iter().zip(costs).map(read).collect::<Result<_, ProbeError>>()?;
     let (usage, self_use) = (Usage::read(), self_use());
-    Ok(Snapshot { at: now.at, proxies, programs: probes.runs(), beside, usage, pods: None, self_use })
+    let programs = probes.runs();
+    Ok(Snapshot { at: now.at, proxies, programs, beside, usage, pods: None, processes: None, self_use })
 }
 
 /// What the proxies in the first slots cost so far, and the CPUs beside them. Who runs now has run since it was switched to.

@@ -8,6 +8,7 @@ pub mod breaker;
 pub mod cgroup;
 pub mod cli;
 pub mod clock;
+pub mod co_tenants;
 pub mod cost;
 mod counters;
 pub mod discover;

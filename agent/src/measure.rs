@@ -14,6 +14,7 @@ use crate::breaker::{Breaker, Trip};
 use crate::cgroup::pods::PodGroups;
 use crate::cgroup::{Cgroup, Throttling};
 use crate::clock::Instant as Now;
+use crate::co_tenants::{self, Processes};
 use crate::counters::Counters as _;
 use crate::discover::{self, DiscoverError, Found, Target};
 use crate::drain::{self, Looked};
@@ -71,6 +72,8 @@ struct Look {
     unix: UnixConnections,
     memory: Memory,
     cgroup: Cgroup,
+    /// Who has started it.
+    parent: Option<u32>,
     /// What its group's limit had cost when it was taken up.
     throttled_before: Option<Throttling>,
 }
@@ -79,7 +82,13 @@ impl Look {
     fn new(pid: u32) -> Self {
         let cgroup = Cgroup::of(pid);
         let throttled_before = cgroup.throttling();
-        Self { unix: UnixConnections::default(), memory: Memory::default(), cgroup, throttled_before }
+        Self {
+            unix: UnixConnections::default(),
+            memory: Memory::default(),
+            cgroup,
+            parent: co_tenants::parent(pid),
+            throttled_before,
+        }
     }
 
     fn looked(&self) -> Looked {
@@ -106,8 +115,8 @@ impl Measurement {
             reason = "its successor is unsafe; a ring buffer keeps its descriptor as long as it lives"
         )]
         let events = AsyncFd::new(probes.take_events()?).map_err(MeasureError::Events)?;
-        let pods = Some(PodGroups::counters());
-        let begun = Snapshot { pods, ..drain::snapshot(&probes, &[], &[], Now::now())? };
+        let (pods, processes) = (Some(PodGroups::counters()), Some(Processes::read()));
+        let begun = Snapshot { pods, processes, ..drain::snapshot(&probes, &[], &[], Now::now())? };
         let mut new = Self {
             probes,
             events,
@@ -149,6 +158,7 @@ impl Measurement {
         let now = Now::now();
         // Detaching takes long enough for them to go on.
         let pods = Some(PodGroups::counters_and_memory());
+        let processes = Some(self.processes_beside());
         self.probes.detach()?;
         self.name_pods();
         self.look_again();
@@ -157,7 +167,8 @@ impl Measurement {
             let pids = self.pids(slot);
             self.looks[slot].memory.look_at_shared(&pids);
         }
-        let closed = Snapshot { pods, ..drain::snapshot(&self.probes, &self.proxies, &self.looked(), now)? };
+        let drained = drain::snapshot(&self.probes, &self.proxies, &self.looked(), now)?;
+        let closed = Snapshot { pods, processes, ..drained };
         Ok((closed, self.names))
     }
 
@@ -176,6 +187,15 @@ impl Measurement {
 
     fn looked(&self) -> Vec<Looked> {
         self.looks.iter().map(Look::looked).collect()
+    }
+
+    /// All processes, without what is told of the proxies and of the agent.
+    fn processes_beside(&self) -> Processes {
+        // One that has ended may still be there for its parent to see.
+        let is_proxy =
+            |pid| self.members.contains_key(&pid) || self.proxies.iter().any(|proxy| proxy.pid == pid);
+        let has_started_one = |pid| self.looks.iter().any(|look| look.parent == Some(pid));
+        Processes::read().beside(std::process::id(), is_proxy, has_started_one)
     }
 
     /// The processes of the proxy in a slot.

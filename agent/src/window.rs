@@ -11,6 +11,7 @@ use smp_agent_abi::layout::{HOP_SERIES, ROLE_ACCEPTED};
 
 use crate::cgroup::pods::{GroupCost, PodGroups, PodUse, PodsUse};
 use crate::cgroup::{Container, Throttling};
+use crate::co_tenants::{CoTenants, Processes};
 use crate::cost::{CpuBeside, CpuCost};
 use crate::counters::{Counters as _, counters};
 use crate::histogram::Histogram;
@@ -156,6 +157,8 @@ pub struct Snapshot {
     pub usage: Usage,
     /// The node's pods. Only looked at where a window may begin or end: `None` in what is drained in between.
     pub pods: Option<PodGroups>,
+    /// The node's processes, looked at as the pods.
+    pub processes: Option<Processes>,
     /// The agent itself.
     pub self_use: SelfUse,
 }
@@ -192,6 +195,8 @@ pub struct Window {
     pub usage: Usage,
     /// The node's pods; `None` where they were not looked at.
     pub pods: Option<PodsUse>,
+    /// The node's processes beside the proxies; `None` where they were not looked at.
+    pub co_tenants: Option<CoTenants>,
     /// The agent itself: CPU as a difference, memory as it was at the end.
     pub self_use: SelfUse,
 }
@@ -342,6 +347,11 @@ impl Window {
             beside: close.beside.since(&open.beside),
             usage: close.usage.since(&open.usage),
             pods: close.pods.as_ref().zip(open.pods.as_ref()).map(|(close, open)| close.since(open)),
+            co_tenants: close
+                .processes
+                .as_ref()
+                .zip(open.processes.as_ref())
+                .map(|(close, open)| close.since(open)),
             self_use: SelfUse {
                 cpu_ns: close.self_use.cpu_ns.saturating_sub(open.self_use.cpu_ns),
                 rss_bytes: close.self_use.rss_bytes,

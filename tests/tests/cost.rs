@@ -199,6 +199,45 @@ fn a_proxy_that_is_restarted_in_the_window_is_two() {
 }
 
 #[test]
+fn a_noisy_neighbour_is_named_with_its_cpu_time() {
+    let _alone = ALONE.lock();
+    let dir = folder("neighbour");
+    let [proxy, noisy, brief] = ["smp-proxy", "smp-noisy", "smp-brief"].map(|name| {
+        let program = dir.join(name);
+        fs::copy(bed(), &program).expect("a copy with a name of its own");
+        program
+    });
+    let mut proxy = Burner::start(&proxy, &dir, None, &["--user-ms", "500"]).expect("a burner");
+    let mut noisy =
+        Burner::start(&noisy, &dir, None, &["--user-ms", "600", "--system-ms", "400"]).expect("a burner");
+    let measuring = Measuring::start(proxy.pid(), &dir).expect("a measurement");
+    go(&dir);
+    let spent = noisy.spent().expect("what it spent");
+    proxy.spent().expect("what it spent");
+    // One that comes and goes in the window, under a shell that stays.
+    let shell = dir.join("smp-shell");
+    fs::copy("/bin/sh", &shell).expect("a copy with a name of its own");
+    let mut shell = Command::new(shell);
+    shell.args(["-c", "\"$0\" \"$@\"; echo ended; kill -STOP $$"]).arg(&brief);
+    let mut brief = Burner::start_by(shell, &dir, &["--user-ms", "300", "--end"]).expect("a burner");
+    let brief_spent = brief.spent().expect("what it spent");
+    let mut ended = String::new();
+    brief.stdout.read_line(&mut ended).expect("a shell that has waited for it");
+    let document = measuring.finish().expect("a document");
+    let co_tenants = document["node"]["co_tenants"].as_array().expect("who else was there");
+    let of = |name: &str| co_tenants.iter().find(|co_tenant| co_tenant["name"] == name);
+    for (name, spent) in [("smp-noisy", spent), ("smp-shell", brief_spent)] {
+        let co_tenant = of(name).unwrap_or_else(|| panic!("{name} is not among {co_tenants:?}"));
+        let (got, truth) = (number(co_tenant, "cpu_ns"), spent.total_ns as f64);
+        println!("{name}: {co_tenant} for {truth} ns");
+        // Counted in ticks of 10 ms, user and system time apart.
+        assert!((got - truth).abs() <= (0.05 * truth).max(3e7), "{name}: {co_tenant} for {truth}");
+    }
+    assert!(of("smp-proxy").is_none(), "{co_tenants:?}");
+    assert!(co_tenants.len() <= 5, "{co_tenants:?}");
+}
+
+#[test]
 fn what_connections_hold_is_told_apart_by_proxy() {
     const UNREAD_BYTES: usize = 32 << 10;
     let _alone = ALONE.lock();

@@ -28,7 +28,8 @@ pub struct PodUse {
     pub working_set_bytes: Option<u64>,
 }
 
-/// What groups used in a window, one or several together, as results have it. What is unknown is absent.
+/// What a group used in a window, as results have it: control groups, one or several together, or processes of one name. What is
+/// unknown is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct GroupCost {
     /// CPU time, ns; of a pod that began in the window, from its start.

@@ -5,6 +5,7 @@ use smp_agent_abi::layout::Cost;
 
 use crate::cgroup::Throttling;
 use crate::cgroup::pods::{GroupCost, PodUse, PodsUse};
+use crate::co_tenants::CoTenant;
 use crate::histogram::Histogram;
 use crate::hop::{Direction, Segment, series_index};
 use crate::usage::Usage;
@@ -99,14 +100,44 @@ pub struct PerRequest {
 }
 
 /// The node in the window.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct NodeCost {
     /// Who had the CPUs, as it was measured; absent where it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shares: Option<Shares>,
+    /// The processes that used most, beside the proxies and the agent: at most five names. `(command)` is what `run` was given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub co_tenants: Vec<CoTenantCost>,
+    /// All other processes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_co_tenants: Option<OtherCoTenants>,
     /// The node's own accounting.
     #[serde(flatten)]
     pub usage: Usage,
+}
+
+/// Processes of one name in the window, by `/proc`: with softirqs on top of them, and with their children that have ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CoTenantCost {
+    /// Of their programs, at most 15 characters, or what they call themselves.
+    pub name: String,
+    /// How many there were at the end.
+    pub processes: u32,
+    /// What they used, to some 10 ms each; no memory.
+    #[serde(flatten)]
+    pub cost: GroupCost,
+}
+
+/// Processes that are not in `co_tenants`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct OtherCoTenants {
+    /// How many names used any CPU time.
+    pub names: u32,
+    /// Processes beyond the first 10,000, whose CPU time is not in it.
+    pub not_read: u32,
+    /// What they used; no memory.
+    #[serde(flatten)]
+    pub cost: GroupCost,
 }
 
 /// CPU time over all CPUs, ns. Tasks without the softirqs on top of them.
@@ -243,7 +274,24 @@ impl Requests {
 impl NodeCost {
     pub(super) fn new(window: &Window, measured: Measured) -> Self {
         let shares = (measured.switches && measured.softirqs).then(|| Shares::new(window));
-        Self { shares, usage: window.usage.clone() }
+        let cost = |cpu_ns| window.group_cost(PodUse { cpu_ns: Some(cpu_ns), working_set_bytes: None });
+        let listed = window.co_tenants.iter().flat_map(|co_tenants| &co_tenants.listed);
+        Self {
+            shares,
+            co_tenants: listed
+                .map(|&CoTenant { ref name, processes, cpu_ns }| CoTenantCost {
+                    name: name.clone(),
+                    processes,
+                    cost: cost(cpu_ns),
+                })
+                .collect(),
+            other_co_tenants: window.co_tenants.as_ref().map(|co_tenants| OtherCoTenants {
+                names: co_tenants.other_names,
+                not_read: co_tenants.not_read,
+                cost: cost(co_tenants.other_cpu_ns),
+            }),
+            usage: window.usage.clone(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use smp_agent_abi::layout::{Cost, HOP_SERIES};
 use super::*;
 use crate::cgroup::Container;
 use crate::cgroup::pods::{GroupCost, PodUse, PodsUse};
+use crate::co_tenants::{CoTenant, CoTenants};
 use crate::cost::{CpuBeside, CpuCost};
 use crate::histogram::Histogram;
 use crate::hop::series_index;
@@ -110,6 +111,7 @@ pub(crate) fn window() -> Window {
         },
         usage: Usage::default(),
         pods: None,
+        co_tenants: None,
         self_use: SelfUse { cpu_ns: 4_000_000, rss_bytes: 9 << 20, map_bytes: 5 << 20 },
     }
 }
@@ -289,6 +291,24 @@ fn pods_by_uid_and_what_is_in_none() {
     assert_eq!(
         json["other_pods"],
         json!({"ended": 1, "not_listed": 0, "cpu_ns": 1_000_000, "cpu_cores": 0.0005})
+    );
+}
+
+#[test]
+fn co_tenants_by_name_and_what_is_not_listed() {
+    let mut window = window();
+    let json = serde_json::to_value(document(&window)).unwrap();
+    assert_eq!((json["node"].get("co_tenants"), json["node"].get("other_co_tenants")), (None, None));
+    let listed = vec![CoTenant { name: "java".into(), processes: 2, cpu_ns: 500_000_000 }];
+    window.co_tenants = Some(CoTenants { listed, other_names: 7, other_cpu_ns: 20_000_000, not_read: 0 });
+    let json = serde_json::to_value(document(&window)).unwrap();
+    assert_eq!(
+        json["node"]["co_tenants"],
+        json!([{"name": "java", "processes": 2, "cpu_ns": 500_000_000, "cpu_cores": 0.25}])
+    );
+    assert_eq!(
+        json["node"]["other_co_tenants"],
+        json!({"names": 7, "not_read": 0, "cpu_ns": 20_000_000, "cpu_cores": 0.01})
     );
 }
 

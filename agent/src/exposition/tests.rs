@@ -21,6 +21,7 @@ fn snapshot() -> Arc<Snapshot> {
         beside,
         usage,
         pods: None,
+        processes: None,
         self_use: SelfUse { cpu_ns: 1_500_000_000, rss_bytes: 4_096, map_bytes: 8_192 },
     })
 }

@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::document::{Document, Hop, Shares};
+use crate::document::{CoTenantCost, Document, Hop, Shares};
 use crate::window::Matching;
 
 const NS_PER_US: f64 = 1e3;
 const BYTES_PER_MIB: f64 = 1_048_576.0;
+/// From so much of a CPU on somebody beside the proxies is named.
+const NOISY_CORES: f64 = 0.05;
 /// Where running text is broken.
 const COLUMNS: usize = 98;
 /// A blank at which it is not: no-break space.
@@ -86,6 +88,10 @@ fn costs(out: &mut String, document: &Document) {
         table.lines().for_each(|row| line(out, row.trim_end()));
     }
     paragraph(out, "  node: ", &of_node(shares, document.window.seconds));
+    let co_tenants = co_tenants(&document.node.cost.co_tenants);
+    if !co_tenants.is_empty() {
+        paragraph(out, "  others: ", &co_tenants);
+    }
     out.push('\n');
 }
 
@@ -103,6 +109,16 @@ fn of_node(shares: &Shares, seconds: f64) -> String {
         cores(shares.softirq_others_ns),
         cores(shares.softirq_unattributed_ns),
     )
+}
+
+/// Those among them that took a share worth a look; empty where none did.
+fn co_tenants(listed: &[CoTenantCost]) -> String {
+    let named = listed.iter().filter_map(|CoTenantCost { name, processes, cost }| {
+        let cores = cost.cpu_cores.filter(|&cores| cores >= NOISY_CORES)?;
+        let times = if *processes > 1 { format!(" ({processes})") } else { String::new() };
+        Some(format!("{name}{times} {cores:.3}").replace(' ', UNBROKEN))
+    });
+    named.collect::<Vec<_>>().join(", ")
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, never negative")]
@@ -261,6 +277,7 @@ fn paragraph(out: &mut String, start: &str, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::co_tenants::{CoTenant, CoTenants};
     use crate::document::tests::{document, window};
     use crate::hop::{Direction, Segment, series_index};
     use crate::kubernetes::Pod;
@@ -305,6 +322,22 @@ measuring cost: BPF 1.80 us and 18.0 runs per crossing (100 ns a run); agent CPU
         let report = render(&document(&window));
         let title = "envoy (pid 4242, /usr/bin/envoy) in shop/cart-0, latencies in us\n";
         assert!(report.starts_with(title), "{report}");
+    }
+
+    #[test]
+    fn who_takes_much_of_a_cpu_is_named_under_the_node() {
+        let mut window = window();
+        let co_tenant = |name: &str, processes, ms: u64| CoTenant {
+            name: name.into(),
+            processes,
+            cpu_ns: ms * 1_000_000,
+        };
+        // Of 2 s: 4 % of a CPU are not worth a look.
+        let listed =
+            vec![co_tenant("java", 1, 1_900), co_tenant("tar: 2", 12, 100), co_tenant("cron", 3, 80)];
+        window.co_tenants = Some(CoTenants { listed, ..CoTenants::default() });
+        let report = render(&document(&window));
+        assert!(report.contains("\n  others: java 0.950, tar: 2 (12) 0.050\n\n"), "{report}");
     }
 
     #[test]

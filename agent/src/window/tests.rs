@@ -41,7 +41,7 @@ fn snapshot(second: i64, proxies: Vec<ProxyWindow>) -> Snapshot {
     };
     let at = Timestamp::from_second(second).unwrap();
     let (beside, usage) = (CpuBeside::default(), Usage::default());
-    Snapshot { at, proxies, programs: vec![], beside, usage, pods: None, self_use }
+    Snapshot { at, proxies, programs: vec![], beside, usage, pods: None, processes: None, self_use }
 }
 
 /// The sum that the invariant promises to be `seen`.

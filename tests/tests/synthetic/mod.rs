@@ -49,6 +49,7 @@ pub fn snapshot(seconds: u32) -> Snapshot {
         },
         usage: Usage::default(),
         pods: None,
+        processes: None,
         self_use: SelfUse { cpu_ns: 1_234_567 * steps, rss_bytes: 9 << 20, map_bytes: 33 << 20 },
     }
 }
