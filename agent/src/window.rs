@@ -207,11 +207,6 @@ impl Matching {
         self.lost.values().sum()
     }
 
-    /// Messages with a latency.
-    pub const fn crossings(&self) -> u64 {
-        self.exact + self.ambiguous
-    }
-
     /// Share (0 to 1) of the messages seen that have no latency and never will; `None` when none were seen.
     pub fn unaccounted_share(&self) -> Option<f64> {
         (self.seen > 0).then(|| (self.unmatched + self.lost_total()) as f64 / self.seen as f64)

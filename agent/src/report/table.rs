@@ -199,12 +199,12 @@ fn classes(matching: &Matching) -> String {
 
 fn cost(document: &Document) -> String {
     let cost = &document.self_cost;
-    let crossings = document.matching.crossings();
+    let requests: u64 = document.proxies.iter().map(|proxy| proxy.requests.requests).sum();
     let bpf = match (cost.bpf_ns, cost.bpf_runs) {
-        (Some(ns), Some(runs)) if runs > 0 && crossings > 0 => format!(
-            "BPF {} us and {:.1} runs per crossing ({:.0} ns a run)",
-            us(ns as f64 / crossings as f64),
-            runs as f64 / crossings as f64,
+        (Some(ns), Some(runs)) if runs > 0 && requests > 0 => format!(
+            "BPF {} us and {:.1} runs per proxied request ({:.0} ns a run)",
+            us(ns as f64 / requests as f64),
+            runs as f64 / requests as f64,
             ns as f64 / runs as f64
         ),
         (Some(ns), Some(runs)) if runs > 0 => {
@@ -307,8 +307,8 @@ cost: CPU time in ms, wait for a CPU in us, resident memory in MiB
         proxies 0.025, other TCP 0.000, unattributed 0.015)
 
 2.0 s from 2026-11-23T10:00:00Z on node-a (Linux 6.18.44)
-measuring cost: BPF 1.80 us and 18.0 runs per crossing (100 ns a run); agent CPU 0.20 % of a core,
-                memory 9.0 MiB, maps in the kernel 5.0 MiB
+measuring cost: BPF 1.80 us and 18.0 runs per proxied request (100 ns a run); agent CPU 0.20 % of
+                a core, memory 9.0 MiB, maps in the kernel 5.0 MiB
 ";
         let got = render(&document(&window()));
         assert_eq!(got, want);

@@ -46,7 +46,7 @@ fn snapshot(second: i64, proxies: Vec<ProxyWindow>) -> Snapshot {
 
 /// The sum that the invariant promises to be `seen`.
 fn classes(matching: &Matching) -> u64 {
-    matching.crossings() + matching.unmatched + matching.lost_total() + matching.in_flight
+    matching.exact + matching.ambiguous + matching.unmatched + matching.lost_total() + matching.in_flight
 }
 
 #[test]

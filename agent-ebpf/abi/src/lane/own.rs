@@ -3,7 +3,8 @@
 //! An answer of the proxy's own leaves a request behind that nothing will be written for, a response that nobody waits
 //! for any more stays where it was read. Either would be taken for the next message's and put all later ones out.
 
-use super::{CROWD, Habit, Lane, REQUEST, RESPONSE, size_class};
+use super::turn::CROWD;
+use super::{Habit, Lane, REQUEST, RESPONSE, size_class};
 use crate::pending::{CLAIMED, Claim, DROPPED, LIVE, RECORD, position_of, tag_at};
 use crate::upstreams::{NOWHERE, Upstream};
 use crate::word::Word;
