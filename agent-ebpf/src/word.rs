@@ -5,6 +5,7 @@ use core::intrinsics::{
     AtomicOrdering::{AcqRel, Relaxed},
     atomic_cxchg, atomic_xadd,
 };
+use core::mem::MaybeUninit;
 
 use smp_agent_abi::word::Word;
 
@@ -66,4 +67,19 @@ impl Word for Atomic {
         // SAFETY: a map value.
         unsafe { atomic_cxchg::<u64, { Relaxed }, { Relaxed }>(self.0.get(), old, new).1 }
     }
+}
+
+/// A value of zeros, written word by word: the linker's own way is a call that goes byte by byte, 0.1 us for 59 of them.
+///
+/// # Safety
+/// Zeros are a valid `T`.
+#[inline(always)]
+pub unsafe fn cleared<T>(value: &mut MaybeUninit<T>) -> &mut T {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: within the value, aligned. Volatile, or it becomes that call.
+        unsafe { value.as_mut_ptr().cast::<u64>().add(word).write_volatile(0) };
+    }
+    // SAFETY: as the caller promises.
+    unsafe { value.assume_init_mut() }
 }

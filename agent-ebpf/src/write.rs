@@ -2,6 +2,7 @@
 //! finds its cause.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
@@ -21,6 +22,7 @@ use crate::maps::{Counters, LESS_ONE, Lane, counter};
 use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
 use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
+use crate::word::cleared;
 use crate::{departure, opening, several};
 
 /// How often more ended messages are cleared away where one claim cannot pass over all of them.
@@ -142,14 +144,16 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     if shared {
         newest_or_left(place, used.outbound() as u32, &mut newest);
     }
-    let mut claim = Claim::default();
-    claim_for(used.socket, place, newest, now_ns, &mut claim);
+    let mut claim = MaybeUninit::uninit();
+    // SAFETY: numbers and truth values.
+    let claim = unsafe { cleared::<Claim>(&mut claim) };
+    claim_for(used.socket, place, newest, now_ns, claim);
     if claim.too_far {
         let expired = claim.expired;
         for _ in 0..FAR_STEPS {
             clear_fronts(place);
         }
-        claim_for(used.socket, place, 0, now_ns, &mut claim);
+        claim_for(used.socket, place, 0, now_ns, claim);
         claim.expired += expired;
     }
     // Behind the claim: another thread that looks between the two sees no message too many.
@@ -177,13 +181,13 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
             count_local(&used);
             return None;
         }
-        if from_latest(used.socket, &raw mut claim, turn, u32::from(size > RECORD_BYTES), now_ns) == 0 {
+        if from_latest(used.socket, claim, turn, u32::from(size > RECORD_BYTES), now_ns) == 0 {
             return None;
         }
     }
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     let write_seq: u32 = unsafe { field(tcp(sk)?, &TCP_WRITE_SEQ) };
-    carry(used.socket, &raw const claim, write_seq, now_ns, u32::from(handed));
+    carry(used.socket, claim, write_seq, now_ns, u32::from(handed));
     Some(())
 }
 
