@@ -65,8 +65,8 @@ impl Bounds {
     const LONG: Self = Self { stats: [0.05, 0.15, 0.10, 0.25, 0.45], ..Self::CROWDED };
     /// Where several messages are under way on a connection, which only their contents tell apart: agent/DECISIONS.md, 16.
     const MULTIPLEXED: Self = Self {
-        stats: [0.20, 0.20, 0.20, 0.30, f64::INFINITY],
-        count: 0.10,
+        stats: [0.25, 0.25, 0.25, 0.30, f64::INFINITY],
+        count: 0.15,
         unmatched: 0.01,
         learning: 4,
         ..Self::BUDGET
