@@ -16,8 +16,10 @@ use crate::{cost, opening};
 /// system call. Bytes that come with the end of the handshake do not pass here: see `established_ns`.
 #[btf_tracepoint(function = "tcp_probe")]
 pub fn arrival(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
     let socket = socket_state(ctx.arg(0));
-    cost::serve(socket.as_ref().map_or(NO_PROXY, |socket| socket.proxy_slot));
+    cost::serve(socket.as_ref().map_or(NO_PROXY, |socket| socket.proxy_slot), now_ns);
     if let Some(socket) = socket
         && let Some((bytes, end_seq)) = brings_next_bytes(ctx.arg(0), ctx.arg(1))
     {
@@ -26,7 +28,7 @@ pub fn arrival(ctx: BtfTracePointContext) -> i32 {
             Some(false) if socket.arrival_ns != 0 => return 0,
             _ => {}
         }
-        let now_ns = stamp(socket);
+        stamp(socket, now_ns);
         if is_multiplexed(socket) {
             note(socket, now_ns, end_seq);
         }
@@ -37,10 +39,12 @@ pub fn arrival(ctx: BtfTracePointContext) -> i32 {
 /// `sk_data_ready(sk)`: bytes are ready on a socket; the fallback, some tenths of a microsecond later.
 #[btf_tracepoint(function = "sk_data_ready")]
 pub fn arrival_ready(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: no precondition.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
     let socket = socket_state(ctx.arg(0));
-    cost::serve(socket.as_ref().map_or(NO_PROXY, |socket| socket.proxy_slot));
+    cost::serve(socket.as_ref().map_or(NO_PROXY, |socket| socket.proxy_slot), now_ns);
     if let Some(socket) = socket {
-        stamp(socket);
+        stamp(socket, now_ns);
     }
     0
 }
@@ -70,12 +74,9 @@ fn note(socket: &mut Socket, now_ns: u64, end_seq: u32) {
 }
 
 #[inline(always)]
-fn stamp(socket: &mut Socket) -> u64 {
-    // SAFETY: no precondition.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+fn stamp(socket: &mut Socket, now_ns: u64) {
     socket.ready_ns = now_ns;
     if socket.arrival_ns == 0 {
         socket.arrival_ns = now_ns;
     }
-    now_ns
 }

@@ -183,18 +183,16 @@ fn on_softirq_end() -> Option<()> {
     Some(())
 }
 
-/// A segment reaches a socket of the proxy in this slot, or of nobody's: [`NO_PROXY`]. The time since the last one went to
+/// A segment reaches a socket of the proxy in this slot, or of nobody's ([`NO_PROXY`]), now. The time since the last one went to
 /// what that set off, the time before the first to bringing it here.
 #[inline(always)]
-pub fn serve(slot: u32) -> Option<()> {
+pub fn serve(slot: u32, now_ns: u64) -> Option<()> {
     let running = running()?;
     // In a system call, the backlog of its socket: its time is the task's.
     if running.softirq_since_ns == 0 {
         return None;
     }
     let slot = if slot == NO_PROXY { OTHERS_SLOT.load() as u32 } else { slot };
-    // SAFETY: no precondition.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
     let whose = if running.served == NO_PROXY { slot } else { running.served };
     cost(whose)?.softirq_caused_ns += now_ns.saturating_sub(running.served_until_ns);
     running.served_until_ns = now_ns;

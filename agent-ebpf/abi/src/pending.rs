@@ -178,9 +178,12 @@ impl<W: Word> Pending<W> {
         let tail = self.tail.load();
         let mut position = self.in_order.load();
         for _ in 0..IN_ORDER_STEPS {
-            let dropped = position < tail && self.entry(position).tag.load() == tag(position, DROPPED);
-            position = self.blur(position + u64::from(dropped));
+            if position >= tail || self.entry(position).tag.load() != tag(position, DROPPED) {
+                break;
+            }
+            position = self.blur(position + 1);
         }
+        position = self.blur(position);
         self.in_order.store(position);
         let downstream = if position < tail { self.entry(position).downstream.load() } else { 0 };
         if downstream & BATCH == 0 { downstream & !RECORD } else { 0 }
