@@ -8,7 +8,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{NO_PROXY, NOTED, Socket};
 
 use crate::maps::socket_state;
-use crate::offsets::{SKB_CB, TCP_RCV_NXT, field, probe_field};
+use crate::offsets::{SKB_CB, TCP_RCV_NXT, field, is_empty, probe_field};
 use crate::socket::{is_multiplexed, tcp};
 use crate::{cost, opening};
 
@@ -16,6 +16,9 @@ use crate::{cost, opening};
 /// system call. Bytes that come with the end of the handshake do not pass here: see `established_ns`.
 #[btf_tracepoint(function = "tcp_probe")]
 pub fn arrival(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let socket = socket_state(ctx.arg(0));
@@ -39,6 +42,9 @@ pub fn arrival(ctx: BtfTracePointContext) -> i32 {
 /// `sk_data_ready(sk)`: bytes are ready on a socket; the fallback, some tenths of a microsecond later.
 #[btf_tracepoint(function = "sk_data_ready")]
 pub fn arrival_ready(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let socket = socket_state(ctx.arg(0));

@@ -17,12 +17,16 @@ use smp_agent_abi::layout::{Cost, NO_PROXY, Running, Share, TaskTimes, WAIT_SERI
 use crate::departure::add_value;
 use crate::maps::{COSTS, RUNNING, TASKS, proxy_of};
 use crate::offsets::{
-    IRQ_TIME_APART, OTHERS_SLOT, TASK_PID, TASK_RAN, TASK_RUN_DELAY, TASK_STIME, TASK_TGID, TASK_UTIME, field,
+    IRQ_TIME_APART, OTHERS_SLOT, TASK_PID, TASK_RAN, TASK_RUN_DELAY, TASK_STIME, TASK_TGID, TASK_UTIME,
+    field, is_empty,
 };
 
 /// `sched_switch(preempt, prev, next, prev_state)`: a CPU goes from one task to another.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn switch(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     let gave_up = ctx.arg::<u32>(0) & 1 == 0 && ctx.arg::<u32>(3) != 0;
     on_switch(ctx.arg(1), ctx.arg(2), gave_up);
     0
@@ -31,6 +35,9 @@ pub fn switch(ctx: BtfTracePointContext) -> i32 {
 /// `softirq_entry(vec_nr)`: softirqs of one kind begin on this CPU.
 #[btf_tracepoint(function = "softirq_entry")]
 pub fn softirq_begin(_: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     if let Some(running) = running() {
         // SAFETY: no precondition.
         let now_ns = unsafe { bpf_ktime_get_ns() };
@@ -44,6 +51,9 @@ pub fn softirq_begin(_: BtfTracePointContext) -> i32 {
 /// `softirq_exit(vec_nr)`: they end.
 #[btf_tracepoint(function = "softirq_exit")]
 pub fn softirq_end(_: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     on_softirq_end();
     0
 }

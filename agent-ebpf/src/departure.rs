@@ -21,7 +21,7 @@ use crate::lane;
 use crate::maps::{Counters, EXTENTS, LESS_ONE, SERIES, add, counter, socket_state};
 use crate::offsets::{
     SKB_DATA, SKB_DATA_LEN, SKB_HEAD, SKB_LEN, SKB_SK, SKB_TRANSPORT_HEADER, WRITE_AFTER_DEPARTURE, field,
-    probe_field,
+    is_empty, probe_field,
 };
 use crate::word::Atomic;
 
@@ -46,6 +46,9 @@ struct Together {
 /// `net_dev_start_xmit(skb, dev)`: a packet goes to the device, after its queue.
 #[btf_tracepoint(function = "net_dev_start_xmit")]
 pub fn departure(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     on_departure(ctx.arg(0));
     0
 }
@@ -53,6 +56,9 @@ pub fn departure(ctx: BtfTracePointContext) -> i32 {
 /// `net_dev_queue(skb)`: a packet goes to the device's queue; the fallback.
 #[btf_tracepoint(function = "net_dev_queue")]
 pub fn departure_queue(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     on_departure(ctx.arg(0));
     0
 }

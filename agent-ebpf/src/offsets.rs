@@ -108,6 +108,10 @@ pub static IRQ_TIME_APART: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static PREEMPTIBLE: Global<u64> = Global::new(0);
 
+/// Not 0 where programs are to return at once, which shows what calling them costs.
+#[unsafe(no_mangle)]
+pub static EMPTY: Global<u64> = Global::new(0);
+
 /// Slot in the `COSTS` map of all tasks that are no proxy's; idle is behind it.
 #[unsafe(no_mangle)]
 pub static OTHERS_SLOT: Global<u64> = Global::new(0);
@@ -118,6 +122,12 @@ pub static TCP_TRANSPARENT: Global<u64> = Global::new(0);
 /// Which bit of it.
 #[unsafe(no_mangle)]
 pub static TCP_TRANSPARENT_MASK: Global<u64> = Global::new(0);
+
+/// Whether programs are to return at once. The verifier takes out what is behind this then.
+#[inline(always)]
+pub fn is_empty() -> bool {
+    EMPTY.load() != 0
+}
 
 /// A field of a pointer whose type the verifier knows.
 ///

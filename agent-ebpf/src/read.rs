@@ -13,7 +13,7 @@ use smp_agent_abi::layout::{
 use smp_agent_abi::word::Word as _;
 
 use crate::maps::{LESS_ONE, Lane, counter};
-use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field};
+use crate::offsets::{SOCK_OWNED, SOCK_SHUTDOWN, TCP_COPIED_SEQ, TCP_RCV_NXT, field, is_empty};
 use crate::own::note_record;
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::{departure, lane, opening};
@@ -25,6 +25,9 @@ const RCV_SHUTDOWN: u8 = 1;
 /// too): after each packet, or of a splice once. Connections without data do not pass here, nor other protocols.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn read(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     on_copied(ctx.arg(0));
     0
 }
@@ -33,6 +36,9 @@ pub fn read(ctx: BtfTracePointContext) -> i32 {
 /// not see `splice`, and does see calls that found nothing.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn read_return(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     if ctx.arg::<i32>(1) > 0 {
         on_return(ctx.arg(0), ctx.arg::<i32>(1) as u64);
     }

@@ -19,7 +19,7 @@ use smp_agent_abi::word::Word as _;
 
 use crate::lane::{self, Current};
 use crate::maps::{Counters, LESS_ONE, Lane, counter};
-use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field};
+use crate::offsets::{MSG_COUNT, SOCK_STATE, TCP_WRITE_SEQ, field, is_empty};
 use crate::own::{follows_own_read, is_local_reply, is_own_answer, note_record};
 use crate::socket::{Used, in_use, is_multiplexed, tcp};
 use crate::word::cleared;
@@ -35,6 +35,9 @@ const CLOSE_WAIT: u8 = 8;
 /// `tcp_sendmsg_locked(sk, msg, skb, size_goal)`: a send call is about to queue bytes. Linux 6.16 and later.
 #[btf_tracepoint(function = "tcp_sendmsg_locked")]
 pub fn write(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     // SAFETY: a program argument.
     let size = unsafe { field(ctx.arg(1), &MSG_COUNT) };
     on_write(ctx.arg(0), size);
@@ -44,6 +47,9 @@ pub fn write(ctx: BtfTracePointContext) -> i32 {
 /// Entry of `tcp_sendmsg_locked(sk, msg, size)`: the same for kernels without its tracepoint.
 #[fentry(function = "tcp_sendmsg_locked")]
 pub fn write_entry(ctx: FEntryContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     on_entry(ctx.arg(0), ctx.arg(2));
     0
 }
@@ -52,6 +58,9 @@ pub fn write_entry(ctx: FEntryContext) -> i32 {
 /// a socket, beside `tcp_sendmsg_locked`.
 #[fentry(function = "do_tcp_sendpages")]
 pub fn write_pages(ctx: FEntryContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     on_entry(ctx.arg(0), ctx.arg(3));
     0
 }
@@ -60,6 +69,9 @@ pub fn write_pages(ctx: FEntryContext) -> i32 {
 /// The first segment has usually left by then, so the departure stands for the write too.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn write_return(ctx: BtfTracePointContext) -> i32 {
+    if is_empty() {
+        return 0;
+    }
     let sent: i32 = ctx.arg(1);
     if sent > 0 {
         on_write(ctx.arg(0), sent as usize);

@@ -1,23 +1,20 @@
 //! `cargo xtask demo`: the agent measures a real proxy in front of a real server under load.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use bed::netns::{Bed, Family};
-use bed::origin::Origin;
 use bed::process::Child;
-use bed::protocol::Protocol;
-use bed::proxy::{Proxy, ProxyKind, Spec};
+use bed::proxy::ProxyKind;
 use bed::tools;
 
+use crate::scene::{Scene, WORKERS};
 use crate::{cargo, setup};
 
 /// What the agent leaves.
 const RESULTS: [&str; 3] = ["overhead.json", "result.yaml", "result.json"];
-const WORKERS: u32 = 2;
 /// How much longer than the load the agent may take, to attach, drain and write.
 const BEYOND_LOAD: Duration = Duration::from_mins(1);
 
@@ -42,25 +39,13 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure()?;
     let agent = cargo::agent()?;
-    if options.proxy.executable() == "bedproxy" {
-        cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bin", "bedproxy"])?;
-    }
     let results = tools::workspace().join("target/demo");
     // Results of an earlier demo must not pass for those of this one.
     for file in RESULTS {
         remove(&results.join(file))?;
     }
-    let runtime = |name: &str| folder(&tools::workspace().join("target/demo/log").join(name));
-
-    let bed = Bed::new()?;
-    let server = Bed::server_address(Family::V4);
-    let origin = Origin::start(&bed.server, &[server], &runtime("origin")?)?;
-    let listen = Bed::proxy_address(Family::V4);
-    // A proxy for TCP carries the requests all the same.
-    let protocol = if options.proxy.speaks(Protocol::H1) { Protocol::H1 } else { Protocol::Tcp };
-    let dir = runtime("proxy")?;
-    let spec = Spec { workers: WORKERS, protocol, ..Spec::in_bed(&bed, Family::V4, options.proxy, &dir) };
-    let proxy = Proxy::start(&spec)?;
+    let scene = Scene::start(options.proxy, &results.join("log"))?;
+    let (proxy, listen, server) = (&scene.proxy, Scene::listen(), Scene::server());
     eprintln!(
         "{} (process {}, {WORKERS} workers) listens on {listen} in front of nginx on {server}; \
          measuring {} s of load over {} connections",
@@ -72,7 +57,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
     let mut measure = Command::new(agent);
     measure.args(["run", "--proxy"]).arg(proxy.pid().to_string()).arg("--out").arg(&results).arg("--");
-    measure.args(bed.client.wrap(tools::wrk()?));
+    measure.args(scene.bed.client.wrap(tools::wrk()?));
     measure.args([
         "-t2",
         &format!("-c{}", options.connections),
@@ -85,10 +70,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if !status.success() {
         bail!("the agent failed ({status}); see above");
     }
-    // Here rather than by drop, so that what cannot be stopped fails the demo.
-    proxy.stop()?;
-    origin.stop()?;
-    drop(bed);
+    scene.stop()?;
 
     println!("results:");
     for file in RESULTS {
@@ -101,11 +83,6 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         println!("  {} ({bytes} bytes)", path.strip_prefix(tools::workspace()).unwrap_or(&path).display());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn folder(path: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
-    Ok(path.to_owned())
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -1,9 +1,12 @@
 //! Every developer verb, one file each. People, README and CI call only these.
 
+mod bench;
 mod cargo;
 mod check;
 mod demo;
+mod files;
 mod guest;
+mod scene;
 mod setup;
 mod step;
 mod test;
@@ -33,6 +36,9 @@ enum Verb {
     Demo(demo::Options),
     /// Compare the agent with packets captured on both sides of real proxies under load
     Truth(truth::Options),
+    /// Set up, build, and measure what measuring costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Set up, build, and load every program; how many instructions each takes to verify, against the budget
     Verify,
 }
@@ -44,6 +50,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Truth(options) => truth::run(&options),
+        Verb::Bench(bench) => bench::run(&bench),
         Verb::Verify => verify::run(),
     };
     match done {

@@ -10,12 +10,10 @@ mod table;
 mod verdict;
 
 use std::fmt;
-use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bed::netns::Family;
 use bed::process;
 use bed::protocol::Protocol;
@@ -23,7 +21,7 @@ use bed::proxy::ProxyKind;
 use bed::tools;
 use serde::Serialize;
 
-use crate::setup;
+use crate::{files, setup};
 use cell::{Outcome, Programs};
 use matrix::Cell;
 pub use options::Options;
@@ -116,7 +114,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             table.add(&outcome);
             lines.push(print::line(&outcome)?);
             // Anew with every combination: whoever ends this early has what was measured.
-            write_whole(&tools::workspace().join("target/truth"), "matrix.jsonl", &lines)?;
+            files::write_whole(&tools::workspace().join("target/truth"), "matrix.jsonl", &lines)?;
         }
     }
     if options.json {
@@ -197,15 +195,6 @@ fn progress(done: usize, all: usize, elapsed: Duration, cell: &Cell) -> String {
         format!(", {}:{:02} min left", left.as_secs() / 60, left.as_secs() % 60)
     };
     format!("[{} of {all}{left}] {cell}, {} s", done + 1, cell.duration.as_secs())
-}
-
-/// Writes the lines to a file of this folder that has either all of them or what it had before.
-fn write_whole(dir: &Path, name: &str, lines: &[String]) -> Result<()> {
-    let (path, new) = (dir.join(name), dir.join(format!("{name}.new")));
-    fs::create_dir_all(dir)
-        .and_then(|()| fs::write(&new, lines.join("\n") + "\n"))
-        .and_then(|()| fs::rename(&new, &path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Count {

@@ -49,6 +49,9 @@ struct ProbeArgs {
     /// Do not use this program although it works, so that its fallback is used; repeatable.
     #[arg(long, value_name = "PROGRAM", value_parser = program_name)]
     without: Vec<String>,
+    /// Have all programs return at once, which shows what calling them costs; for `cargo xtask bench`.
+    #[arg(long, hide = true)]
+    empty: bool,
 }
 
 /// What all verbs that measure take.
@@ -116,6 +119,7 @@ impl ProbeArgs {
         Options {
             max_proxies: self.max_proxies,
             without: self.without.clone(),
+            empty: self.empty,
             max_cores: None,
             load_all: false,
         }

@@ -136,8 +136,9 @@ fn load_told(
     let (byte, mask) = (u64::from(transparent.byte), u64::from(transparent.mask));
     loader.override_global("TCP_TRANSPARENT", &byte, true);
     loader.override_global("TCP_TRANSPARENT_MASK", &mask, true);
-    let irq_time_apart = u64::from(offsets::irq_time_apart(btf));
+    let (irq_time_apart, empty) = (u64::from(offsets::irq_time_apart(btf)), u64::from(options.empty));
     loader.override_global("IRQ_TIME_APART", &irq_time_apart, true);
+    loader.override_global("EMPTY", &empty, true);
     let others = u64::from(options.max_proxies);
     loader.override_global("OTHERS_SLOT", &others, true);
     let [write_after_departure, preemptible] = [told.write_after_departure, told.preemptible].map(u64::from);

@@ -139,6 +139,8 @@ pub struct Options {
     pub without: Vec<String>,
     /// CPUs that measuring may cost, if that is limited.
     pub max_cores: Option<f64>,
+    /// Have the programs return at once: nothing is measured, but for what calling them costs.
+    pub empty: bool,
     /// Load the programs too that are not needed, so that it shows whether they could be used.
     pub load_all: bool,
 }

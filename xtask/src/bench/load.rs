@@ -1,0 +1,80 @@
+//! Load that saturates: wrk, and what it says.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use bed::netns::Netns;
+use bed::{process, tools};
+
+/// A closed loop over so many connections.
+pub struct Load<'a> {
+    pub client: &'a Netns,
+    pub target: SocketAddr,
+    pub connections: u32,
+    pub seconds: u32,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Answered {
+    pub requests: u64,
+    pub requests_per_second: f64,
+}
+
+impl Load<'_> {
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// When wrk fails, says nothing that is understood, or got answers that are none.
+    pub fn run(&self) -> Result<Answered> {
+        let mut command = Command::new("/usr/bin/env");
+        command.args(self.client.wrap(tools::wrk()?));
+        command.args([
+            "-t2",
+            &format!("-c{}", self.connections),
+            &format!("-d{}s", self.seconds),
+            &format!("http://{}/", self.target),
+        ]);
+        let said = process::output(&mut command)?;
+        parse(&said).with_context(|| format!("wrk said:\n{said}"))
+    }
+}
+
+fn parse(said: &str) -> Result<Answered> {
+    let line = |has: &str| said.lines().find(|line| line.contains(has)).map(str::trim);
+    if let Some(errors) = line("Non-2xx").or_else(|| line("Socket errors")) {
+        anyhow::bail!("not all requests were answered ({errors})");
+    }
+    let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    let requests = line(" requests in ").and_then(first).context("no number of requests")?;
+    let rate = line("Requests/sec:").and_then(|line| line.split_whitespace().nth(1)).context("no rate")?;
+    Ok(Answered { requests: requests.parse()?, requests_per_second: rate.parse()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str = "\
+Running 2s test @ http://10.0.0.2:8080/
+  2 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     0.90ms    0.40ms   9.00ms   80.00%
+  37150 requests in 2.00s, 6.10MB read
+Requests/sec:  18571.40
+Transfer/sec:      3.05MB
+";
+
+    #[test]
+    fn what_wrk_says_is_understood() {
+        assert_eq!(parse(SAID).unwrap(), Answered { requests: 37_150, requests_per_second: 18_571.4 });
+    }
+
+    #[test]
+    fn errors_are_none() {
+        let said = format!("{SAID}  Non-2xx or 3xx responses: 7\n");
+        assert!(parse(&said).unwrap_err().to_string().contains("Non-2xx or 3xx responses: 7"));
+        assert!(parse("").is_err());
+    }
+}
