@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::process::Child;
-use crate::span::{self, Begun, Span};
+use crate::span::{Begun, Span};
 use crate::tools;
 
 /// An agent that measures one proxy.
@@ -61,7 +61,7 @@ impl Measuring {
     /// When the agent fails or hangs.
     pub fn finish(mut self) -> Result<Value> {
         drop(self.window);
-        let status = self.agent.wait_for(span::longest())?;
+        let status = self.agent.wait_for(tools::longest())?;
         ensure!(status.success(), "the agent failed ({status}){}", self.agent.tail());
         let document = fs::read(self.dir.join("overhead.json")).context("the agent left no document")?;
         Ok(serde_json::from_slice(&document)?)

@@ -5,7 +5,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
@@ -13,11 +12,6 @@ use rustix::io::Errno;
 
 use crate::process::Child;
 use crate::tools;
-
-/// How long a program may take to begin, or to end.
-pub(crate) fn longest() -> Duration {
-    Duration::from_mins(if tools::emulated() { 10 } else { 1 })
-}
 
 /// A span that has not begun.
 #[derive(Debug)]
@@ -55,7 +49,7 @@ impl Span {
     /// When it ends or hangs before.
     pub fn begin(self, program: &mut Child) -> Result<Begun> {
         // A pipe can be opened when there is someone who reads.
-        let pipe = program.until(longest(), "measure", |program| {
+        let pipe = program.until(tools::longest(), "measure", |program| {
             if let Some(status) = program.poll()? {
                 bail!("it ended with {status}{}", program.tail());
             }

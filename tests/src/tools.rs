@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -30,6 +31,11 @@ pub fn tools() -> PathBuf {
 /// Whether this machine is an emulated one.
 pub fn emulated() -> bool {
     env::var_os(EMULATED_VARIABLE).is_some()
+}
+
+/// How long the agent may take to begin, or to end: most of it is the kernel's verifier.
+pub fn longest() -> Duration {
+    Duration::from_mins(if emulated() { 10 } else { 1 })
 }
 
 /// The release build of the agent.

@@ -214,7 +214,7 @@ fn a_start_in_the_middle_of_traffic_makes_no_wrong_crossing() {
     proxy.wait_for_port(listen, LONGEST).unwrap();
     let mut load = bed.client.command(PROGRAMS);
     // Now and then there is nothing inside the proxy.
-    load.args(["load", "--target", &listen.to_string(), "--seconds", "60", "--rate", "50"]);
+    load.args(["load", "--target", &listen.to_string(), "--seconds", "600", "--rate", "50"]);
     load.args(["--connections", &CONNECTIONS.to_string()]);
     let load = Child::start("load", &load, &dir).unwrap();
     thread::sleep(Duration::from_secs(1));

@@ -107,7 +107,7 @@ fn measured(name: &str, forward: Forward) -> Result<Value> {
     agent.args(["load", "--target", &target.to_string(), "--connections", "1", "--seconds", "10"]);
     agent.args(["--requests", &REQUESTS.to_string()]);
     let mut agent = Child::start("smp-agent", &agent, &dir)?;
-    let status = agent.wait_for(LONGEST)?;
+    let status = agent.wait_for(tools::longest())?;
     ensure!(status.success(), "the agent failed ({status}){}", agent.tail());
     proxy.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     Ok(serde_json::from_slice(&std::fs::read(dir.join("overhead.json"))?)?)

@@ -56,7 +56,7 @@ fn pods_that_stay_and_one_that_ends() -> Result<()> {
     let memory = [CART, EDGE].map(|group| groups.working_set_bytes(group));
     groups.remove(ENDS)?;
     drop(window);
-    let status = agent.wait_for(Duration::from_mins(if tools::emulated() { 10 } else { 1 }))?;
+    let status = agent.wait_for(tools::longest())?;
     ensure!(status.success(), "{status}{}", agent.tail());
 
     let read = |name: &str| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(dir.join(name))?)?) };

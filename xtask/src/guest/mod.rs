@@ -37,7 +37,7 @@ const MACHINE: [&str; 14] = [
 /// What the kernel is told: to end at a panic, which ends the machine.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 /// A machine that is not done by then has failed, s.
-const LONGEST_SECONDS: &str = "1200";
+const LONGEST_SECONDS: &str = "2400";
 
 /// The test executables that run inside.
 const TESTS: [&str; 6] = ["kernel", "receive", "before", "delay", "groups", "workloads"];
