@@ -10,9 +10,12 @@ use crate::word::Word;
 /// close it writes between reads, and a loop has many rounds: with 4, 1.9 % of the responses to 64 clients were given up.
 const STALE_AFTER: usize = 16;
 
-/// ... and in a crowd ([`CROWD`]). `HAProxy`, 256 connections to one thread: with 16 the
-/// responses' mean was 12 % short.
-pub(super) const ROUNDS: usize = 128;
+/// ... and in a crowd ([`CROWD`]) so many for each response that waits: each may be read and written in a round of its own. With
+/// [`STALE_AFTER`] the responses' mean of `HAProxy` with 256 connections to one thread was 12 % short.
+const STALE_AFTER_EACH: u64 = 4;
+
+/// How many rounds are remembered.
+pub(super) const ROUNDS: usize = 512;
 
 /// With so many messages at once in a lane its loop may not get through all of them in one round.
 pub(super) const CROWD: u64 = 32;
@@ -52,8 +55,9 @@ impl<W: Word> Lane<W> {
         }
         if self.writing.load() != 0 {
             let round = self.round.fetch_add(1) as usize;
-            let crowded = self.pending[RESPONSE].live.load() >= CROWD;
-            let ago = if crowded { ROUNDS } else { STALE_AFTER };
+            let waiting = self.pending[RESPONSE].live.load();
+            let ago = if waiting >= CROWD { (waiting * STALE_AFTER_EACH) as usize } else { STALE_AFTER };
+            let ago = ago.min(ROUNDS);
             self.stale.store(self.rounds[round.wrapping_sub(ago) % ROUNDS][RESPONSE].load());
             let begin = &self.rounds[round % ROUNDS];
             begin[REQUEST].store(self.pending[REQUEST].tail.load());
