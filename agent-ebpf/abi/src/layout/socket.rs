@@ -105,6 +105,10 @@ pub struct Destination {
 }
 
 /// State of one proxy socket, in the kernel only. All zero is a valid start.
+///
+/// Ordered by use, since each line that has left the caches costs more than all that is done with it: the kernel lays it 8
+/// bytes behind the beginning of one. The first line is what an arrival needs, with the second a departure, with the third
+/// a read or a write of a connection that carries one message at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Socket {
@@ -112,6 +116,60 @@ pub struct Socket {
     pub arrival_ns: u64,
     /// When bytes last became ready.
     pub ready_ns: u64,
+    /// Tag of this socket's message in the pending set; 0 when there is none.
+    pub pending_tag: u64,
+    /// Of an opened connection: its name in its lane. Of an accepted one: the name there of the connection that
+    /// brought its last response. 0 when there is none.
+    pub upstream: u64,
+    /// Slot of the proxy, or [`NO_PROXY`](super::NO_PROXY).
+    pub proxy_slot: u32,
+    /// Process that last used the socket; 0 before the first use.
+    pub tgid: u32,
+    /// `ROLE_*`.
+    pub role: u32,
+    /// `TURN_*`.
+    pub turn: u32,
+    /// `OPENING_*` of [`opening`](crate::opening).
+    pub opening: u32,
+    /// How much speaks for it carrying several messages at once; from [`MULTIPLEXED`] up it is taken to.
+    pub multiplexed: u32,
+    /// The crossing that awaits its departure: `CLASS_*`.
+    pub departing_class: u32,
+    /// ... sequence number of its first byte.
+    pub departing_seq: u32,
+    /// ... when its message arrived (0: not seen).
+    pub departing_arrival_ns: u64,
+    /// ... when the proxy read it.
+    pub departing_read_ns: u64,
+    /// ... when the proxy wrote it here.
+    pub departing_write_ns: u64,
+    /// Fallback write hook only: when the first data segment since the last read left.
+    pub first_departure_ns: u64,
+    /// Which lane the pending message is in.
+    pub pending_lane: u32,
+    /// Whose lane it used last: a thread, or with [`SHARED`] a process; 0 before the first use.
+    pub owner: u32,
+    /// Place of that lane; meaningful when `owner` is set.
+    pub lane: u32,
+    /// A number of its own, as good as unique, never 0.
+    pub id: u32,
+    /// Messages since it last went from one thread to another.
+    pub settled: u32,
+    /// First byte that was not read when last looked at; 0 when it is not known.
+    pub copied_seq: u32,
+    /// First byte of what was read last: of the message, or of the segments if it is multiplexed.
+    pub start_seq: u32,
+    /// 1 while it is among those that its lane counts as waiting for a response.
+    pub waits: u32,
+    /// Of an opened connection: the accepted one whose request it carries if all are paired in order; 0 if none.
+    pub downstream: u32,
+    /// Control records seen on it.
+    pub records: u32,
+    /// Of an accepted connection: for how many reads it still counts that it was written to again when another response had
+    /// just been read.
+    pub answered_again: u32,
+    /// How many writes its lane had seen when it was last read, if it is multiplexed; modulo 2^32.
+    pub batch_writes: u32,
     /// When the connection was established, for an opened one with the handshake that its destination is known for; 0
     /// if it was there before. Bytes that came to an accepted one with the end of TCP's handshake arrived then.
     pub established_ns: u64,
@@ -121,14 +179,14 @@ pub struct Socket {
     pub connected_ns: u64,
     /// Where an opened connection leads.
     pub destination: Destination,
-    /// The crossing that awaits its departure: when its message arrived (0: not seen).
-    pub departing_arrival_ns: u64,
-    /// ... when the proxy read it.
-    pub departing_read_ns: u64,
-    /// ... when the proxy wrote it here.
-    pub departing_write_ns: u64,
-    /// Fallback write hook only: when the first data segment since the last read left.
-    pub first_departure_ns: u64,
+    /// While the opening is being learned: sequence numbers of the first and the second write, and of the first byte read.
+    pub opening_seq: [u32; 3],
+    /// 1 if it was opened to another host.
+    pub elsewhere: u32,
+    /// 1 if the proxy has shown a certificate in its handshake, or in an earlier one that this goes on with.
+    pub certified: u32,
+    /// How many messages await their departure together.
+    pub drained_count: u32,
     /// Where in its lane the messages of its last read begin, if it is multiplexed.
     pub batch_start: u64,
     /// ... and end.
@@ -137,68 +195,14 @@ pub struct Socket {
     pub drained_start: u64,
     /// ... and end.
     pub drained_end: u64,
-    /// When segments arrived, if it is multiplexed.
-    pub noted_ns: [u64; NOTED],
-    /// Tag of this socket's message in the pending set; 0 when there is none.
-    pub pending_tag: u64,
-    /// Of an opened connection: its name in its lane. Of an accepted one: the name there of the connection that
-    /// brought its last response. 0 when there is none.
-    pub upstream: u64,
-    /// Which lane the pending message is in.
-    pub pending_lane: u32,
-    /// The crossing that awaits its departure: `CLASS_*`.
-    pub departing_class: u32,
-    /// ... sequence number of its first byte.
-    pub departing_seq: u32,
-    /// `ROLE_*`.
-    pub role: u32,
-    /// `TURN_*`.
-    pub turn: u32,
-    /// `OPENING_*` of [`opening`](crate::opening).
-    pub opening: u32,
-    /// While the opening is being learned: sequence numbers of the first and the second write, and of the first byte read.
-    pub opening_seq: [u32; 3],
-    /// 1 if it was opened to another host.
-    pub elsewhere: u32,
-    /// 1 if the proxy has shown a certificate in its handshake, or in an earlier one that this goes on with.
-    pub certified: u32,
-    /// Slot of the proxy, or [`NO_PROXY`](super::NO_PROXY).
-    pub proxy_slot: u32,
-    /// Process that last used the socket; 0 before the first use.
-    pub tgid: u32,
-    /// Whose lane it used last: a thread, or with [`SHARED`] a process; 0 before the first use.
-    pub owner: u32,
-    /// Place of that lane; meaningful when `owner` is set.
-    pub lane: u32,
-    /// A number of its own, as good as unique, never 0.
-    pub id: u32,
-    /// Of an opened connection: the accepted one whose request it carries if all are paired in order; 0 if none.
-    pub downstream: u32,
-    /// First byte that was not read when last looked at; 0 when it is not known.
-    pub copied_seq: u32,
-    /// First byte of what was read last: of the message, or of the segments if it is multiplexed.
-    pub start_seq: u32,
-    /// Messages since it last went from one thread to another.
-    pub settled: u32,
-    /// How much speaks for it carrying several messages at once; from [`MULTIPLEXED`] up it is taken to.
-    pub multiplexed: u32,
     /// How many arrivals were noted, modulo 2^32.
     pub noted: u32,
     /// How many of them were taken.
     pub noted_taken: u32,
     /// Sequence numbers behind the segments whose arrivals are noted.
     pub noted_end: [u32; NOTED],
-    /// 1 while it is among those that its lane counts as waiting for a response.
-    pub waits: u32,
-    /// How many messages await their departure together.
-    pub drained_count: u32,
-    /// Control records seen on it.
-    pub records: u32,
-    /// How many writes its lane had seen when it was last read, if it is multiplexed; modulo 2^32.
-    pub batch_writes: u32,
-    /// Of an accepted connection: for how many reads it still counts that it was written to again when another response had
-    /// just been read.
-    pub answered_again: u32,
+    /// When segments arrived, if it is multiplexed.
+    pub noted_ns: [u64; NOTED],
 }
 
 impl Socket {
@@ -234,7 +238,10 @@ const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Destination>() == 24);
     assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (28 + NOTED) * 4);
-    assert!(offset_of!(Socket, pending_lane) == (18 + NOTED) * 8);
+    // Lines of 64 bytes, the first of which the kernel's own 8 bytes begin.
+    assert!(offset_of!(Socket, departing_class) == 56);
+    assert!(offset_of!(Socket, start_seq) == 56 + 64);
+    assert!(offset_of!(Socket, destination) <= 56 + 2 * 64);
 };
 
 #[cfg(test)]
