@@ -61,8 +61,7 @@ pub struct Lane<W> {
     turn_read_ns: W,
     /// 1 if the thread's last message was written, 0 if it was read.
     writing: W,
-    /// Where, in each set, what was read since the last writes began, by the number of the loop's rounds, and that.
-    rounds: [[W; 2]; ROUNDS],
+    /// How many rounds of reads and writes the loop has had.
     round: W,
     /// Position before which responses are stale, and up to which no later one can be claimed.
     stale: W,
@@ -88,14 +87,16 @@ pub struct Lane<W> {
     /// What was read last, by direction.
     pub latest: [Latest<W>; 2],
     prompt: Prompt<W>,
+    /// How far the habits hold that do not depend on the size of a turn.
+    habits: Habits<W>,
     openers: Openers<W>,
     detours: Detours<W>,
     /// What multiplexed connections have brought and carried on, by direction.
     flows: [Flow<W>; 2],
     /// How far the order of the reads holds, by the power of two of the turn's messages.
     order: [Order<W>; ORDER_SIZES],
-    /// How far the other habits hold.
-    habits: Habits<W>,
+    /// Where, in each set, what was read since the last writes began, by the number of the loop's rounds.
+    rounds: [[W; 2]; ROUNDS],
 }
 
 /// What speaks for which message, by tag, 0 where nothing does.

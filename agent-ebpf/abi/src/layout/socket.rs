@@ -106,9 +106,9 @@ pub struct Destination {
 
 /// State of one proxy socket, in the kernel only. All zero is a valid start.
 ///
-/// Ordered by use, since each line that has left the caches costs more than all that is done with it: the kernel lays it 8
-/// bytes behind the beginning of one. The first line is what an arrival needs, with the second a departure, with the third
-/// a read or a write of a connection that carries one message at a time.
+/// Ordered by use, since a line that has left the caches costs more than what is done with it: the first is what an arrival
+/// needs, with the second a departure, with the third a read or a write of a connection that carries one message at a time.
+/// The kernel lays it 8 bytes behind the beginning of one (`bpf_local_storage_elem` of its include/linux/bpf_local_storage.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Socket {
