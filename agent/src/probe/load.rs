@@ -18,7 +18,7 @@ use super::{Options, ProbeError, Verdict, offsets};
 /// The object, empty in a build without a BPF toolchain.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/smp-agent-ebpf"));
 
-/// Threads with pending sets per proxy, on average. 64 KiB of kernel memory each.
+/// Threads with pending sets per proxy, on average. 200 KiB of kernel memory each.
 pub(super) const THREADS_PER_PROXY: u32 = 4;
 /// Threads that share a lane, per proxy, on average.
 const SHARING_THREADS_PER_PROXY: u32 = 64;

@@ -1,9 +1,8 @@
 //! Load that saturates: wrk, and what it says.
 
 use std::net::SocketAddr;
-use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bed::netns::Netns;
 use bed::{process, tools};
 
@@ -28,8 +27,7 @@ impl Load<'_> {
     /// # Errors
     /// When wrk fails, says nothing that is understood, or got answers that are none.
     pub fn run(&self) -> Result<Answered> {
-        let mut command = Command::new("/usr/bin/env");
-        command.args(self.client.wrap(tools::wrk()?));
+        let mut command = self.client.command(tools::wrk()?);
         command.args([
             "-t2",
             &format!("-c{}", self.connections),
@@ -44,7 +42,7 @@ impl Load<'_> {
 fn parse(said: &str) -> Result<Answered> {
     let line = |has: &str| said.lines().find(|line| line.contains(has)).map(str::trim);
     if let Some(errors) = line("Non-2xx").or_else(|| line("Socket errors")) {
-        anyhow::bail!("not all requests were answered ({errors})");
+        bail!("not all requests were answered ({errors})");
     }
     let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
     let requests = line(" requests in ").and_then(first).context("no number of requests")?;

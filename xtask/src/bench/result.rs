@@ -40,7 +40,7 @@ impl Figure {
         let middle = sorted.len() / 2;
         let value = match sorted.len() {
             0 => 0.0,
-            even if even % 2 == 0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
+            even if even.is_multiple_of(2) => f64::midpoint(sorted[middle - 1], sorted[middle]),
             _ => sorted[middle],
         };
         let within = budget.map(|budget| match budget {
