@@ -127,13 +127,15 @@ impl<W: Word> Lane<W> {
     /// [`Lane::end_answered`] is to be told: 1 where the stack of connections decides.
     ///
     /// It may be one if a response was read from a connection that was written to for the turn of the request, or for a
-    /// later one: where several requests wait, another one may have been taken for this.
+    /// later one: where several requests wait, another one may have been taken for this. Where threads share the lane, or
+    /// messages come in parts, turns say nothing: then if any response waits that was read since.
     #[inline(always)]
     pub fn answers_itself(&self, request: u64, downstream: u64, usual: u64, newest: u64) -> Option<u64> {
         let [requests, responses] = &self.pending;
         let entry = requests.remembered(request)?;
         let state = requests.state_at(position_of(request));
-        if self.shared.load() != 0 {
+        let in_parts = self.latest[REQUEST].more_ns.load() > entry.read_ns.load();
+        if self.shared.load() != 0 || in_parts {
             let since = responses.newest_read_ns() > entry.read_ns.load();
             let may_be_response = newest != 0 || since && responses.any_live();
             return (state == LIVE && !may_be_response).then_some(0);

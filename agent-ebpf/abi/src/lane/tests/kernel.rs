@@ -91,6 +91,7 @@ impl Kernel {
         if self.sockets[id].turn == TURN_READING {
             if !self.shared && self.sockets[id].pending_tag != 0 {
                 self.lane.note_read(inbound(&self.sockets[id]), self.sockets[id].pending_tag);
+                self.lane.latest[inbound(&self.sockets[id])].more_ns.store(now_ns, Relaxed);
             }
             self.note_reader(id, tid);
             return None;

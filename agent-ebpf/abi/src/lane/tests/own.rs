@@ -26,6 +26,21 @@ fn in_a_crowd_a_request_that_nothing_was_written_for_is_answered_by_the_proxy() 
 }
 
 #[test]
+fn in_a_crowd_that_sends_in_parts_whoever_is_done_first_is_answered_by_a_server() {
+    let lane = lane();
+    let upstream = lane.connect();
+    let requests: Vec<_> =
+        (0..80).map(|at| lane.push_request(1_000, 1_000 + at, at + 1, 0).unwrap()).collect();
+    // The rest of the last one comes first.
+    lane.latest[REQUEST].more_ns.store(2_000, Relaxed);
+    lane.claim_request(2_001, 7, upstream, 0);
+    let own = || lane.answers_itself(requests[79], 80, 0, 0);
+    assert_eq!(own(), Some(0), "no response was read");
+    lane.push_response(3_000, 3_000, upstream, 0).unwrap();
+    assert_eq!(own(), None);
+}
+
+#[test]
 fn what_a_write_was_wrongly_given_is_given_back() {
     let set = empty();
     let tags: Vec<_> = (0..3).map(|at| set.push(at, at, at, 0).unwrap()).collect();
