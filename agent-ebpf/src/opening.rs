@@ -8,9 +8,9 @@ use smp_agent_abi::layout::{
     TURN_NONE, TURN_READING, TURN_WRITING, series,
 };
 use smp_agent_abi::opening::{
-    CERTIFIED_BYTES, Knowledge, OPENING_ANSWERED, OPENING_ASKED, OPENING_ASKED_AGAIN, OPENING_FIRST,
-    OPENING_HELLO, OPENING_NEW, OPENING_OVER, OPENING_READY, OPENING_SECURED, SHORTEST_ANSWER, Seen, Written,
-    is_alert, leads_elsewhere, on_read, on_write,
+    CERTIFIED_BYTES, Knowledge, LONGEST_HELLO, OPENING_ANSWERED, OPENING_ASKED, OPENING_ASKED_AGAIN,
+    OPENING_FIRST, OPENING_HELLO, OPENING_NEW, OPENING_OVER, OPENING_READY, OPENING_SECURED, SHORTEST_ANSWER,
+    Seen, Written, is_alert, leads_elsewhere, on_read, on_write,
 };
 use smp_agent_abi::upstreams::Held;
 use smp_agent_abi::word::Word as _;
@@ -153,6 +153,7 @@ pub fn is_message(sk: *const c_void, used: &mut Used<'_>, size: usize) -> Option
             || latest[RESPONSE].id.load() == u64::from(socket.id)
                 && latest[REQUEST].read_ns.load() <= latest[RESPONSE].read_ns.load(),
         repeated: second.wrapping_sub(first) == write_seq.wrapping_sub(second),
+        short: write_seq.wrapping_sub(first) <= LONGEST_HELLO,
         long_answer: copied_seq.wrapping_sub(unread) >= SHORTEST_ANSWER,
     };
     let before = socket.opening;

@@ -4,7 +4,8 @@
 //! after that is a request. (`CONNECT` to another proxy, or SOCKS, look the same.) None of it can be told from a request
 //! and its response while it happens, but from how it goes on: *what was read on the connection was not carried on to
 //! anybody when the proxy has written to it twice more*. The first two writes differ in length: a request that is sent
-//! again (a retry) does not. And the answer is no shorter than [`SHORTEST_ANSWER`]: HTTP/2's settings are.
+//! again (a retry) does not. The first is no longer than [`LONGEST_HELLO`], and the answer no shorter than [`SHORTEST_ANSWER`]:
+//! HTTP/2's settings are.
 //!
 //! So the first connections to a destination are taken to carry messages from the start; once one of them has shown a
 //! handshake, the next ones are known to begin with one: the first write, what is read then, and the first write after
@@ -20,6 +21,10 @@
 /// more) and the last word (51); HTTP/2 begins with settings (9 bytes and 6 for each, of which servers send up to 6), their
 /// acknowledgement (9) and a window update (13).
 pub const SHORTEST_ANSWER: u32 = 100;
+
+/// Bytes of a client's hello, at most: one record of 2^14 and its header (RFC 8446, 5.1). Requests are longer where they carry
+/// something, and their writes then follow each other as those of a handshake do.
+pub const LONGEST_HELLO: u32 = (1 << 14) + 5;
 
 /// From so many bytes on, what a client ends its handshake with shows a certificate. Without one that is, in TLS 1.3, 64 bytes or
 /// 80 (record 5, type and tag 17, `Finished` 36 or 52, a change of cipher 6: RFC 8446, 4.4 and 5), 30 more where the server asked
@@ -126,6 +131,8 @@ pub struct Seen {
     pub at_once: bool,
     /// The two writes that were first are of the same length.
     pub repeated: bool,
+    /// What was written before this is at most [`LONGEST_HELLO`].
+    pub short: bool,
     /// What was read so far is at least [`SHORTEST_ANSWER`].
     pub long_answer: bool,
 }
@@ -135,7 +142,9 @@ pub struct Seen {
 pub const fn on_write(opening: u32, seen: Seen) -> (u32, Written) {
     match opening {
         OPENING_NEW => (OPENING_ASKED, Written::Message),
-        OPENING_ANSWERED if seen.unanswered && seen.long_answer => (OPENING_ASKED_AGAIN, Written::Message),
+        OPENING_ANSWERED if seen.unanswered && seen.short && seen.long_answer => {
+            (OPENING_ASKED_AGAIN, Written::Message)
+        }
         OPENING_ASKED_AGAIN if seen.unanswered && !seen.repeated => (OPENING_FIRST, Written::Learned),
         OPENING_ANSWERED | OPENING_ASKED_AGAIN => (OPENING_OVER, Written::MessageSoFar),
         OPENING_HELLO | OPENING_HELLO_SENT => (OPENING_HELLO_SENT, Written::Handshake),

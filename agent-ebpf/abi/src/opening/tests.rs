@@ -3,8 +3,14 @@ use super::*;
 use std::vec::Vec;
 
 /// What was read waits, and is as long as a server's answer to a hello; the next write follows at once.
-const WAITS: Seen =
-    Seen { unanswered: true, after_read: true, at_once: true, repeated: false, long_answer: true };
+const WAITS: Seen = Seen {
+    unanswered: true,
+    after_read: true,
+    at_once: true,
+    repeated: false,
+    short: true,
+    long_answer: true,
+};
 /// It was carried on.
 const CARRIED: Seen = Seen { unanswered: false, ..WAITS };
 
@@ -42,6 +48,10 @@ fn messages_are_no_handshake() {
     let repeated = Some(Seen { repeated: true, ..WAITS });
     let retried = [Some(WAITS), None, Some(WAITS), None, repeated];
     assert_eq!(through(OPENING_NEW, &retried), (OPENING_OVER, Some(Written::MessageSoFar)));
+    // A request with much behind it, and the next in parts, while the response waits.
+    let long = Some(Seen { short: false, ..WAITS });
+    let parts = [Some(WAITS), long, None, long, long];
+    assert_eq!(through(OPENING_NEW, &parts), (OPENING_OVER, Some(Written::Message)));
     // HTTP/2: settings are acknowledged, then comes the next request.
     let short = Some(Seen { long_answer: false, ..WAITS });
     assert_eq!(
