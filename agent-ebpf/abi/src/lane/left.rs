@@ -1,6 +1,7 @@
 //! Responses that nobody waits for. One that is left to be the oldest would be taken in place of the next, that in place of
 //! the one after it, and so on.
 
+use super::turn::CROWD;
 use super::{Lane, RESPONSE, Turn};
 use crate::pending::tag_at;
 use crate::word::Word;
@@ -31,10 +32,12 @@ impl<W: Word> Lane<W> {
     }
 
     /// Whether a response that still waits when its connection is read again stands for another one that was taken in its place,
-    /// whose own write is still to come: where messages are paired by chance, if no more are pending than are inside.
+    /// whose own write is still to come: where messages are paired by chance, or may be as a crowd comes before any habit is
+    /// learned, if no more are pending than are inside.
     #[inline(always)]
     pub fn is_still_to_come(&self) -> bool {
-        self.habits.fail() && !self.has_surplus()
+        let crowded = self.pending[RESPONSE].live.load() >= CROWD;
+        (crowded || self.habits.fail()) && !self.has_surplus()
     }
 
     /// Says that a response is written to where the request of this tag is from, which was written to the connection
