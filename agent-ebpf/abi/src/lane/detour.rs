@@ -31,6 +31,12 @@ impl<W: Word> Detours<W> {
     fn is_habit(&self) -> bool {
         openers::is_habit(&self.gone_on, &self.alone)
     }
+
+    /// Whether such writes are the proxy's own, health checks: one that follows a response does so by chance.
+    #[inline(always)]
+    fn are_own(&self) -> bool {
+        openers::is_habit(&self.alone, &self.gone_on)
+    }
 }
 
 impl<W: Word> Lane<W> {
@@ -45,18 +51,19 @@ impl<W: Word> Lane<W> {
 
     /// A write to the connection `upstream` finds no request. Its cause may be a response that waits, which ends then, and whose
     /// request waits for this connection: what was read there last, if that came `before` and no request since; what was just
-    /// read (`at_once`), if no other waits; the oldest where that is a habit; else the oldest whose own connection has
-    /// closed. False if there is none.
+    /// read (`at_once`), if no other waits and such writes are not mostly the proxy's own; the oldest where that is a habit;
+    /// else the oldest whose own connection has closed. False if there is none.
     #[inline(always)]
     pub fn go_on(&self, upstream: u64, at_once: bool, before: bool) -> bool {
         let responses = &self.pending[RESPONSE];
         let live = responses.live.load();
-        let only = at_once && live == 1;
-        if only {
+        let follows = at_once && live == 1;
+        if follows {
             openers::count(&self.detours.gone_on, &self.detours.alone);
         } else if live == 0 && self.shared.load() == 0 {
             openers::count(&self.detours.alone, &self.detours.gone_on);
         }
+        let only = follows && !self.detours.are_own();
         let habit = self.detours.is_habit();
         let tag = if before {
             self.upstreams.get(upstream).map_or(0, |place| place.response.load())
