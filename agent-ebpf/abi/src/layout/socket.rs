@@ -108,7 +108,7 @@ pub struct Destination {
 ///
 /// Ordered by use, since a line that has left the caches costs more than what is done with it: the first is what an arrival
 /// needs, with the second a departure, with the third a read or a write of a connection that carries one message at a time.
-/// The kernel lays it 8 bytes behind the beginning of one (`bpf_local_storage_elem` of its include/linux/bpf_local_storage.h).
+/// The kernel lays it 8 bytes behind the beginning of one (`bpf_local_storage_elem`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Socket {
