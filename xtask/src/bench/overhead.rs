@@ -110,7 +110,9 @@ pub fn run(options: &Options) -> Result<()> {
     // Connections to the server are open from here on.
     let mut before = load.run()?;
     for round in 1..=options.rounds {
-        for variant in Variant::EACH {
+        // In another order each time: what comes first in a round was seen to take 7 % less than what comes last.
+        for place in 0..Variant::EACH.len() {
+            let variant = Variant::EACH[(place + round as usize) % Variant::EACH.len()];
             eprintln!("[round {round} of {}] {}, {} s", options.rounds, variant.name(), options.seconds);
             let (answered, programs) = with_agent(&agent, variant, scene.proxy.pid(), &load, &dir)?;
             let after = load.run()?;
@@ -222,7 +224,9 @@ fn table(options: &Options, figures: &[Figure]) -> String {
     lines.push("| program | empty, us a request | all |".to_owned());
     lines.push("|---|---|---|".to_owned());
     let prefix = format!("{proxy}/{}/bpf/program/", Variant::All.name());
-    for program in figures.iter().filter_map(|figure| figure.name.strip_prefix(&prefix)) {
+    // Without those that run for processes and connections, not for messages.
+    let frequent = figures.iter().filter(|figure| figure.value >= 0.01);
+    for program in frequent.filter_map(|figure| figure.name.strip_prefix(&prefix)) {
         let what = format!("bpf/program/{program}");
         let [empty, all] = [Variant::Empty, Variant::All].map(|variant| shown(variant, &what));
         lines.push(format!("| {program} | {empty} | {all} |"));
