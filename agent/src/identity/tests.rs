@@ -1,4 +1,5 @@
-use std::process::Command;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 
 use super::pod::repository;
 use super::*;
@@ -190,14 +191,18 @@ fn this_process_shows_something() {
 
 #[test]
 fn what_app_mesh_has_told_its_proxy_is_in_the_environment() {
-    let mut sleep = Command::new("sleep")
-        .arg("60")
+    // One that says when it runs: a process that is just being started shows no environment yet.
+    let mut told = Command::new("sh")
+        .args(["-c", "echo; read -r _"])
         .env("APPMESH_VIRTUAL_NODE_NAME", "mesh/shop/virtualNode/cart")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let facts = Facts::of(sleep.id(), "envoy", 1);
-    sleep.kill().unwrap();
-    sleep.wait().unwrap();
+    told.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let facts = Facts::of(told.id(), "envoy", 1);
+    told.kill().unwrap();
+    told.wait().unwrap();
     assert_eq!(found(&facts), (Some(Kind::Envoy), Some(Mesh::AppMesh), Some(Role::Sidecar)));
 }
 
