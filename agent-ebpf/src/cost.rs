@@ -81,7 +81,7 @@ fn on_switch(prev: *const c_void, next: *const c_void, gave_up: bool) -> Option<
     {
         // SAFETY: a program argument.
         let traced = running.pid == unsafe { field::<u32>(prev, &TASK_PID) };
-        // One that has just ended may be forgotten already, one that has just begun may have become known.
+        // One that has ended may be forgotten already, one that has just begun may have become known.
         let slot = if traced && running.slot < others { running.slot } else { slot_of(prev) };
         let between_ns = now_ns.saturating_sub(running.since_ns).saturating_sub(running.softirq_ns);
         let ran_ns =
@@ -189,6 +189,18 @@ fn on_softirq_end() -> Option<()> {
         let took_ns = now_ns.saturating_sub(since_ns);
         running.softirq_ns += took_ns;
         cost(running.slot)?.softirq_borne_ns += took_ns;
+    }
+    Some(())
+}
+
+/// A thread of the proxy in this slot ends. The proxy may be forgotten before the thread's last switch, and may have become
+/// known only after the thread was switched to.
+#[inline(always)]
+pub fn end(tid: u32, slot: u32) -> Option<()> {
+    let running = running()?;
+    // Nothing where switches are not seen.
+    if running.pid == tid {
+        running.slot = slot;
     }
     Some(())
 }

@@ -9,9 +9,9 @@ use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK, ProcessEve
 
 use smp_agent_abi::names::hint_place;
 
-use crate::lane;
 use crate::maps::{Counters, EVENTS, FREE_PLACES, PROXIES, PROXY_HINTS, RECENT, THREADS, counter, proxy_of};
 use crate::offsets::{TASK_PID, TASK_TGID, field};
+use crate::{cost, lane};
 
 /// `sched_process_exec(task, old_pid, bprm)`: user space looks whether the new program is a proxy.
 #[btf_tracepoint(function = "sched_process_exec")]
@@ -55,6 +55,7 @@ fn on_exit() -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     let slot = proxy_of(tgid)?;
+    cost::end(tid, slot);
     // Absent unless its process shares a lane.
     let _removed = RECENT.remove(&tid);
     let counters = Counters::beside(slot)?;

@@ -185,10 +185,13 @@ fn a_proxy_that_is_restarted_in_the_window_is_two() {
     let measuring = Measuring::start_named("smp-burner", &dir).expect("a measurement");
     go(&dir);
     let mut spent = vec![first.spent().expect("what it spent")];
-    for _ in 0..2 {
-        let mut next = Burner::start(&program, &dir, None, &args).expect("a burner");
-        spent.push(next.spent().expect("what it spent"));
-    }
+    let mut next = Burner::start(&program, &dir, None, &args).expect("a burner");
+    spent.push(next.spent().expect("what it spent"));
+    // One that nobody takes its CPU from: not switched to or from between its first instruction and its last.
+    let mut alone = Command::new("chrt");
+    alone.args(["--fifo", "50", "taskset", "--cpu-list", "1"]).arg(&program);
+    let mut last = Burner::start_by(alone, &dir, &args).expect("a burner");
+    spent.push(last.spent().expect("what it spent"));
     let document = measuring.finish().expect("a document");
     let proxies = document["proxies"].as_array().expect("proxies");
     assert_eq!(proxies.len(), 3, "{proxies:?}");
