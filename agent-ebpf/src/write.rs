@@ -183,6 +183,10 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
             return None;
         }
     }
+    // It was counted where it was ended.
+    if claim.missing {
+        return None;
+    }
     if claim.is_nothing() {
         if goes_on(&used, size, answered, u32::from(follows != 0), now_ns) {
             return None;

@@ -333,6 +333,11 @@ impl<W: Word> Lane<W> {
             foreseen = set.blur(if last == 0 { linked } else { last });
         }
         self.prompt.note_written();
+        // It is this one, or one that was read about as long ago: taking another would leave each later one to the next.
+        let missing = set.blur(u64::from(!set.is_live(foreseen) && self.has_deficit())) != 0;
+        if missing {
+            return Claim { missing, usual, expired: ended, downstream: next_downstream, ..Claim::default() };
+        }
         let choice = Choice { foreseen, newest, by_chance, random };
         let claim = Self::take(set, choice, turn, self.patient(now_ns));
         if claim.batch {

@@ -110,6 +110,8 @@ pub struct Claim {
     pub batch: bool,
     /// True if there may be a message behind more ended entries than a claim may pass over.
     pub too_far: bool,
+    /// True if what is carried on was ended before, so that nothing was taken.
+    pub missing: bool,
 }
 
 impl Claim {

@@ -65,11 +65,27 @@ impl<W: Word> Lane<W> {
     /// less those that are at a server. So one of them went nowhere, and its write will not come.
     #[inline(always)]
     pub fn has_surplus(&self) -> bool {
-        let pending = || self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load();
         // Other threads go on meanwhile: a read adds to what is inside first, a write takes from what is pending first.
-        let before = pending();
-        let inside = self.waiting_on[0].load().wrapping_sub(self.waiting_on[1].load()).cast_signed();
-        before.min(pending()).cast_signed() > inside
+        let before = self.pending();
+        let inside = self.inside();
+        before.min(self.pending()) > inside
+    }
+
+    /// True if fewer messages are pending than are inside: one was ended whose write is still to come. Where threads share a lane,
+    /// other threads go on meanwhile, and it is not known.
+    #[inline(always)]
+    pub(super) fn has_deficit(&self) -> bool {
+        self.shared.load() == 0 && self.pending() < self.inside()
+    }
+
+    #[inline(always)]
+    fn pending(&self) -> i64 {
+        (self.pending[REQUEST].live.load() + self.pending[RESPONSE].live.load()).cast_signed()
+    }
+
+    #[inline(always)]
+    fn inside(&self) -> i64 {
+        self.waiting_on[0].load().wrapping_sub(self.waiting_on[1].load()).cast_signed()
     }
 
     /// Says that this thread has read the latest part of a message.

@@ -171,6 +171,10 @@ impl Kernel {
         };
         self.note_waiting(id, outbound == REQUEST);
         let socket = &mut self.sockets[id];
+        if claim.missing {
+            self.end(claim.expired);
+            return Written::Nothing;
+        }
         if claim.too_far {
             self.end(claim.expired);
             self.counters.too_far += 1;
