@@ -71,11 +71,12 @@ impl<W: Word> Lane<W> {
         before.min(self.pending()) > inside
     }
 
-    /// True if fewer messages are pending than are inside: one was ended whose write is still to come. Where threads share a lane,
-    /// other threads go on meanwhile, and it is not known.
+    /// True if fewer messages are pending than are inside: one was ended whose write is still to come. It is not known where
+    /// threads share a lane, as others go on meanwhile, and where connections carry several messages at once.
     #[inline(always)]
     pub(super) fn has_deficit(&self) -> bool {
-        self.shared.load() == 0 && self.pending() < self.inside()
+        let several = self.latest[REQUEST].several.load() | self.latest[RESPONSE].several.load();
+        self.shared.load() | several == 0 && self.pending() < self.inside()
     }
 
     #[inline(always)]
