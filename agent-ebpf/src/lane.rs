@@ -4,7 +4,7 @@ use smp_agent_abi::lane::Recent;
 use smp_agent_abi::layout::{ROLE_ACCEPTED, ROLE_OPENED, SHARED, Socket, TURN_READING, TURN_WRITING};
 use smp_agent_abi::word::Word as _;
 
-use crate::maps::{FREE_PLACES, LANES, Lane, MOVES, RECENT, THREADS};
+use crate::maps::{FREE_PLACES, FREE_SHARED, LANES, Lane, MOVES, RECENT, THREADS};
 use crate::opening;
 use crate::word::Atomic;
 
@@ -40,9 +40,18 @@ pub fn current<'a>(socket: &mut Socket, tgid: u32, tid: u32) -> Option<Current<'
         }
         socket.settled = 0;
     }
-    let owner = if shared { tgid | SHARED } else { tid };
+    let mut owner = if shared { tgid | SHARED } else { tid };
     if socket.owner != owner {
-        let place = place_of(owner)?;
+        let mut place = place_of(owner);
+        if place.is_none() && !shared {
+            // More threads than lanes, as where each request has a thread that waits for its response: what a thread has read last
+            // shows in a lane for all of them too.
+            moves.add(MANY_MOVES);
+            shared = true;
+            owner = tgid | SHARED;
+            place = place_of(owner);
+        }
+        let place = place?;
         socket.owner = owner;
         if shared {
             // Its writes may have found nothing since threads had lanes of their own.
@@ -133,16 +142,22 @@ fn place_of(owner: u32) -> Option<u32> {
     if let Some(&place) = unsafe { THREADS.get(&owner) } {
         return Some(place);
     }
-    let place = FREE_PLACES.pop().ok()??;
+    let place = if owner & SHARED == 0 { FREE_PLACES.pop() } else { FREE_SHARED.pop() }.ok()??;
     if owner & SHARED != 0 {
         at(place)?.share();
     }
     if THREADS.insert(&owner, &place, 0).is_err() {
-        // Pushing back what was just popped cannot find the stack full.
-        let _pushed = FREE_PLACES.push(place, 0);
+        free(owner, place);
         return None;
     }
     Some(place)
+}
+
+/// Frees the place of an owner.
+#[inline(always)]
+pub fn free(owner: u32, place: u32) {
+    // Each stack has room for all places that come from it.
+    let _pushed = if owner & SHARED == 0 { FREE_PLACES.push(place, 0) } else { FREE_SHARED.push(place, 0) };
 }
 
 /// Counts a socket as waiting for its response, or no longer, in its lane.

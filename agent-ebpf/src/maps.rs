@@ -66,6 +66,8 @@ pub static HANDSHAKES: LruHashMap<Destination, u32> = LruHashMap::with_max_entri
 #[map]
 pub static FREE_PLACES: Stack<u32> = Stack::with_max_entries(1, 0);
 #[map]
+pub static FREE_SHARED: Stack<u32> = Stack::with_max_entries(1, 0);
+#[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
 /// `BPF_SK_STORAGE_GET_F_CREATE` of the kernel's uapi/linux/bpf.h.

@@ -9,7 +9,7 @@ use smp_agent_abi::layout::{PROCESS_EXEC, PROCESS_EXIT, PROCESS_FORK, ProcessEve
 
 use smp_agent_abi::names::hint_place;
 
-use crate::maps::{Counters, EVENTS, FREE_PLACES, PROXIES, PROXY_HINTS, RECENT, THREADS, counter, proxy_of};
+use crate::maps::{Counters, EVENTS, PROXIES, PROXY_HINTS, RECENT, THREADS, counter, proxy_of};
 use crate::offsets::{TASK_PID, TASK_TGID, field};
 use crate::{cost, lane};
 
@@ -76,8 +76,7 @@ fn end_lane(owner: u32, counters: &Counters) -> Option<()> {
     counters.add(counter!(pending), ended.wrapping_neg());
     counters.add(counter!(unmatched), ended);
     if THREADS.remove(&owner).is_ok() {
-        // There are as many places as the stack holds.
-        let _pushed = FREE_PLACES.push(place, 0);
+        lane::free(owner, place);
     }
     Some(())
 }

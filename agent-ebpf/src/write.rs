@@ -138,11 +138,8 @@ fn on_write(sk: *const c_void, size: usize) -> Option<()> {
     }
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let Some(Current { place, handed, shared, .. }) = current else {
-        used.counters.add(counter!(seen), 1);
-        used.counters.lose(Loss::ThreadsFull);
-        return None;
-    };
+    // Without a lane what was read is lost, and was counted so.
+    let Current { place, handed, shared, .. } = current?;
     let answered = lane::at(place).map_or(0, Lane::has_just_read_response);
     forget_records(&used, place);
     if begins_on_its_own(used.socket, place) != 0 {

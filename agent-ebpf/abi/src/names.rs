@@ -20,8 +20,10 @@ pub const LANES: &str = "LANES";
 pub const MOVES: &str = "MOVES";
 /// `HashMap<u32 tid, Recent>`: threads that share a lane.
 pub const RECENT: &str = "RECENT";
-/// `Stack<u32>`: places in `LANES` that are free.
+/// `Stack<u32>`: places in `LANES` that are free for a thread.
 pub const FREE_PLACES: &str = "FREE_PLACES";
+/// `Stack<u32>`: those that are free for a process whose threads share one, also where threads have taken all of theirs.
+pub const FREE_SHARED: &str = "FREE_SHARED";
 /// `LruHashMap<Destination, u32>`: [`Knowledge`](crate::opening::Knowledge) of how connections to a destination begin.
 pub const HANDSHAKES: &str = "HANDSHAKES";
 /// `PerCpuArray<Cost>` by proxy slot, then all other tasks, then idle.

@@ -43,7 +43,7 @@ enum Format {
 /// What all verbs that load probes take.
 #[derive(Clone, Debug, clap::Args)]
 struct ProbeArgs {
-    /// How many proxies can be followed at the same time [each takes 1.1 MiB of kernel memory].
+    /// How many proxies can be followed at the same time [each takes 1.3 MiB of kernel memory].
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_proxies: u32,
     /// Do not use this program although it works, so that its fallback is used; repeatable.

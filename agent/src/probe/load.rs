@@ -20,6 +20,8 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 
 /// Threads with pending sets per proxy, on average. 200 KiB of kernel memory each.
 pub(super) const THREADS_PER_PROXY: u32 = 4;
+/// Processes whose threads share one, per proxy, on average. 200 KiB each as well.
+pub(super) const SHARED_PER_PROXY: u32 = 1;
 /// Threads that share a lane, per proxy, on average.
 const SHARING_THREADS_PER_PROXY: u32 = 64;
 /// Processes that belong to proxies, per proxy, on average: workers are processes for some.
@@ -107,7 +109,8 @@ fn load_told(
     options: &Options,
     told: Told,
 ) -> Result<Ebpf, ProbeError> {
-    let places = options.max_proxies * THREADS_PER_PROXY;
+    let threads = options.max_proxies * THREADS_PER_PROXY;
+    let shared = options.max_proxies * SHARED_PER_PROXY;
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(kernel))
@@ -118,12 +121,13 @@ fn load_told(
         .map_max_entries(names::TASKS, options.max_proxies * SHARING_THREADS_PER_PROXY)
         .map_max_entries(names::PROXIES, options.max_proxies * PROCESSES_PER_PROXY)
         .map_max_entries(names::LISTENERS, options.max_proxies * LISTENERS_PER_PROXY)
-        .map_max_entries(names::THREADS, places)
-        .map_max_entries(names::LANES, places)
+        .map_max_entries(names::THREADS, threads + shared)
+        .map_max_entries(names::LANES, threads + shared)
         .map_max_entries(names::MOVES, options.max_proxies)
         .map_max_entries(names::RECENT, options.max_proxies * SHARING_THREADS_PER_PROXY)
         .map_max_entries(names::HANDSHAKES, options.max_proxies * DESTINATIONS_PER_PROXY)
-        .map_max_entries(names::FREE_PLACES, places);
+        .map_max_entries(names::FREE_PLACES, threads)
+        .map_max_entries(names::FREE_SHARED, shared);
     let offsets: Vec<_> = offsets::FIELDS
         .iter()
         .map(|field| (field.global, u64::from(field.offset_bytes(btf).unwrap_or_default())))

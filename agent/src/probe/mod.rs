@@ -303,12 +303,18 @@ impl Probes {
 
     /// All places of pending sets are free at the start.
     fn free_places(&mut self) -> Result<(), ProbeError> {
-        let places = self.max_proxies * load::THREADS_PER_PROXY;
-        let mut free: Stack<&mut MapData, u32> = self.map_mut(names::FREE_PLACES)?;
-        (0..places)
-            .rev()
-            .try_for_each(|place| free.push(place, 0))
-            .map_err(|source| ProbeError::Map { map: names::FREE_PLACES, source })
+        let threads = self.max_proxies * load::THREADS_PER_PROXY;
+        let shared = self.max_proxies * load::SHARED_PER_PROXY;
+        for (map, places) in
+            [(names::FREE_PLACES, 0..threads), (names::FREE_SHARED, threads..threads + shared)]
+        {
+            let mut free: Stack<&mut MapData, u32> = self.map_mut(map)?;
+            places
+                .rev()
+                .try_for_each(|place| free.push(place, 0))
+                .map_err(|source| ProbeError::Map { map, source })?;
+        }
+        Ok(())
     }
 
     fn attach_loaded(&mut self) {
