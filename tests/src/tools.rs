@@ -84,6 +84,14 @@ pub fn haproxy() -> Result<PathBuf> {
     present(PathBuf::from("/usr/sbin/haproxy"), SETUP)
 }
 
+/// One of [`crate::proxy::ProxyKind::FURTHER`].
+///
+/// # Errors
+/// When it is not there.
+pub fn further(path: &str) -> Result<PathBuf> {
+    present(PathBuf::from(path), "cargo xtask truth --proxy with its name")
+}
+
 /// nginx's module for TCP.
 pub const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 

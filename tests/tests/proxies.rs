@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bed::netns::{Bed, Family};
 use bed::protocol::Protocol;
 use bed::proxy::{Proxy, ProxyKind, Spec};
@@ -211,6 +211,7 @@ fn at_work(kind: ProxyKind, pid: u32) -> Result<usize> {
         ProxyKind::Hyper | ProxyKind::TokioTcp | ProxyKind::Splice => named(&proxy, "tokio-rt-worker"),
         ProxyKind::Blocking => named(&proxy, "bedproxy"),
         ProxyKind::IoUring => named(&proxy, "ring-"),
+        _ => bail!("{kind} is not one of the matrix"),
     }
 }
 

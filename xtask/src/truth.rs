@@ -9,6 +9,7 @@ mod print;
 mod table;
 mod verdict;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -87,7 +88,8 @@ struct Count {
 /// When something cannot be built, or a result not be written.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let cells = options.cells()?;
-    setup::ensure()?;
+    let packages: BTreeSet<_> = cells.iter().filter_map(|cell| cell.proxy.package()).collect();
+    setup::ensure_with(&Vec::from_iter(packages))?;
     if options.short {
         let (passed, failed) = short()?;
         println!("{passed} passed, {failed} failed");

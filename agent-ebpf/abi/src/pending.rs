@@ -88,6 +88,7 @@ pub struct Pending<W> {
 
 /// What a claim found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is true or not whatever the others are")]
 pub struct Claim {
     /// Tag of the message taken; 0 if there is none.
     pub tag: u64,

@@ -4,6 +4,7 @@
 //! bed's own of [`crate::toy`]. Which protocol each speaks: [`ProxyKind::speaks`].
 
 pub(crate) mod envoy;
+mod further;
 pub(crate) mod haproxy;
 pub mod nginx;
 mod own;
@@ -50,10 +51,22 @@ pub enum ProxyKind {
     IoUring,
     /// TCP: bytes moved by `splice` on tokio's multi-threaded runtime.
     Splice,
+    /// Apache's httpd: a process for each worker, a thread that blocks for each request.
+    Apache,
+    /// Caddy: a goroutine for each request, so many threads at a time as workers.
+    Caddy,
+    /// lighttpd: a process for each worker, a connection to the server for each request.
+    Lighttpd,
+    /// nghttpx: an event loop for each worker.
+    Nghttpx,
+    /// TCP: a process for each connection.
+    Socat,
+    /// Varnish, caching nothing: a thread for each request and another one for what is fetched for it.
+    Varnish,
 }
 
 impl ProxyKind {
-    /// Every one of them.
+    /// All that the truth matrix has.
     pub const ALL: [Self; 9] = [
         Self::Envoy,
         Self::Nginx,
@@ -65,6 +78,9 @@ impl ProxyKind {
         Self::IoUring,
         Self::Splice,
     ];
+    /// The others, which are measured where they are asked for: [`ProxyKind::package`].
+    pub const FURTHER: [Self; 6] =
+        [Self::Apache, Self::Caddy, Self::Lighttpd, Self::Nghttpx, Self::Socat, Self::Varnish];
     /// Those that meshes run.
     pub const OF_MESHES: [Self; 3] = [Self::Envoy, Self::Nginx, Self::Haproxy];
 
@@ -80,21 +96,40 @@ impl ProxyKind {
             Self::Blocking => "blocking",
             Self::IoUring => "io-uring",
             Self::Splice => "splice",
+            Self::Apache => "apache",
+            Self::Caddy => "caddy",
+            Self::Lighttpd => "lighttpd",
+            Self::Nghttpx => "nghttpx",
+            Self::Socat => "socat",
+            Self::Varnish => "varnish",
         }
     }
 
     /// The name of its executable.
     pub fn executable(self) -> &'static str {
         match self {
-            Self::Envoy | Self::Nginx | Self::Haproxy => self.name(),
+            Self::Apache => "apache2",
+            Self::Varnish => "varnishd",
             Self::Go => "goproxy",
+            Self::Envoy
+            | Self::Nginx
+            | Self::Haproxy
+            | Self::Caddy
+            | Self::Lighttpd
+            | Self::Nghttpx
+            | Self::Socat => self.name(),
             Self::Hyper | Self::TokioTcp | Self::Blocking | Self::IoUring | Self::Splice => "bedproxy",
         }
     }
 
     /// Whether its threads hand requests to each other as they come.
     pub fn hands_over(self) -> bool {
-        matches!(self, Self::Go | Self::Hyper)
+        matches!(self, Self::Go | Self::Hyper | Self::Caddy | Self::Varnish)
+    }
+
+    /// Debian's package of it, where setup does not bring it.
+    pub fn package(self) -> Option<&'static str> {
+        further::package(self)
     }
 
     /// How many connections to its server it opens for so many busy ones of clients, at most: nginx one for each stream.
@@ -110,8 +145,8 @@ impl ProxyKind {
         match self {
             Self::Envoy => &[1, 2, 4],
             Self::Nginx | Self::Haproxy => &[1, 2],
-            Self::Blocking => &[1],
-            Self::Go | Self::Hyper | Self::TokioTcp | Self::IoUring | Self::Splice => &[2],
+            Self::Blocking | Self::Socat | Self::Varnish => &[1],
+            _ => &[2],
         }
     }
 
@@ -127,16 +162,18 @@ impl ProxyKind {
             Self::Nginx if protocol == Protocol::H1Checked => false,
             // It speaks HTTP/2 to servers only for gRPC.
             Self::Nginx => layer != Layer::Http2,
+            // None of the others answers or asks for itself, or has several servers.
+            _ if matches!(protocol, Protocol::H1Local | Protocol::H1Checked | Protocol::H1Hosts) => false,
             // Debian's Go has HTTP/2 without TLS outside its standard library only.
-            // Neither of the two answers or asks for itself, or has several servers.
-            Self::Go | Self::Hyper
-                if matches!(protocol, Protocol::H1Local | Protocol::H1Checked | Protocol::H1Hosts) =>
-            {
-                false
-            }
             Self::Go => layer == Layer::Http1,
             Self::Hyper => layer != Layer::Tcp,
-            Self::TokioTcp | Self::Blocking | Self::IoUring | Self::Splice => layer == Layer::Tcp,
+            Self::TokioTcp | Self::Blocking | Self::IoUring | Self::Splice | Self::Socat => {
+                layer == Layer::Tcp
+            }
+            // As they are configured here.
+            Self::Apache | Self::Caddy | Self::Lighttpd | Self::Nghttpx | Self::Varnish => {
+                layer == Layer::Http1
+            }
         }
     }
 }
@@ -151,8 +188,10 @@ impl FromStr for ProxyKind {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
-            format!("unknown proxy {name:?}, known are {}", Self::ALL.map(Self::name).join(", "))
+        let known = || Self::ALL.into_iter().chain(Self::FURTHER);
+        known().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names: Vec<_> = known().map(Self::name).collect();
+            format!("unknown proxy {name:?}, known are {}", names.join(", "))
         })
     }
 }
@@ -240,6 +279,7 @@ impl<'a> Spec<'a> {
             ProxyKind::TokioTcp | ProxyKind::Blocking | ProxyKind::IoUring | ProxyKind::Splice => {
                 own::toy(self, &[])
             }
+            _ => further::proxy(self),
         }
     }
 }

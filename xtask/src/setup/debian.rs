@@ -38,8 +38,15 @@ const PACKAGES: [&str; 16] = [
 /// A compiler with its matching sources: `core` is built from them for the BPF target.
 const RUST: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// Packages of the above that bring a service, which must not run because of us.
-const SERVICES: [&str; 2] = ["nginx", "haproxy"];
+/// Packages that bring a service, which must not run because of us, and its name.
+const SERVICES: [(&str, &str); 6] = [
+    ("nginx", "nginx"),
+    ("haproxy", "haproxy"),
+    ("caddy", "caddy"),
+    ("lighttpd", "lighttpd"),
+    ("nghttp2-proxy", "nghttpx"),
+    ("varnish", "varnish"),
+];
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -106,14 +113,17 @@ fn install(packages: &[&'static str]) -> Result<()> {
     {
         eprintln!("  going on with the package lists there are ({error:#})");
     }
-    let services: Vec<_> = SERVICES.into_iter().filter(|service| packages.contains(service)).collect();
+    let services: Vec<_> = SERVICES.into_iter().filter(|(package, _)| packages.contains(package)).collect();
     let policy = if services.is_empty() { None } else { no_service_starts()? };
     let mut command = apt_get();
     command.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
     step::run("installing Debian packages", "apt-install", &command, again)?;
     drop(policy);
-    for service in services {
-        // Nor at the next boot.
+    for (_, service) in services {
+        // Nor at the next boot, where it is not systemd's alone.
+        if !Path::new("/etc/init.d").join(service).exists() {
+            continue;
+        }
         let mut disable = Command::new("update-rc.d");
         disable.args([service, "disable"]);
         let what = format!("keeping the service {service} off");

@@ -27,7 +27,8 @@ pub struct Options {
     /// The few combinations of `cargo xtask test`, 3 s each
     #[arg(long, exclusive = true)]
     pub short: bool,
-    /// Which proxies [default: envoy, nginx, haproxy]
+    /// Which proxies [default: envoy, nginx, haproxy]; apache, caddy, lighttpd, nghttpx, socat and varnish too, which are
+    /// installed then
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     proxy: Vec<ProxyKind>,
     /// Which protocols on both sides of the proxy [default: h1]
