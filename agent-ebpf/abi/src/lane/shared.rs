@@ -4,6 +4,7 @@
 //! since it has read another message since; else the oldest of the process. Who read last is who took the last part of the
 //! message: Go has another thread wait for its first byte.
 
+use super::turn::CROWD;
 use super::{Lane, REQUEST, RESPONSE};
 use crate::pending::{ENTRIES, tag_at};
 use crate::word::Word;
@@ -72,11 +73,13 @@ impl<W: Word> Lane<W> {
     }
 
     /// True if fewer messages are pending than are inside: one was ended whose write is still to come. It is not known where
-    /// threads share a lane, as others go on meanwhile, and where connections carry several messages at once.
+    /// threads share a lane, as others go on meanwhile, and where connections carry several messages at once; nor with few
+    /// messages while it is learned that threads hand work over. A lane of few is empty now and then anyway.
     #[inline(always)]
     pub(super) fn has_deficit(&self) -> bool {
         let several = self.latest[REQUEST].several.load() | self.latest[RESPONSE].several.load();
-        self.shared.load() | several == 0 && self.pending() < self.inside()
+        let pending = self.pending();
+        self.shared.load() | several == 0 && pending >= CROWD.cast_signed() && pending < self.inside()
     }
 
     #[inline(always)]
