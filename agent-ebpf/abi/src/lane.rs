@@ -333,8 +333,9 @@ impl<W: Word> Lane<W> {
             foreseen = set.blur(if last == 0 { linked } else { last });
         }
         self.prompt.note_written();
-        // It is this one, or one that was read about as long ago: taking another would leave each later one to the next.
-        let missing = set.blur(u64::from(!set.is_live(foreseen) && self.has_deficit())) != 0;
+        // It is this one, or one that was read about as long ago: taking another would leave each later one to the next. A request
+        // that another lane has read is inside there.
+        let missing = set.blur(u64::from(request != 0 && !set.is_live(foreseen) && self.has_deficit())) != 0;
         if missing {
             return Claim { missing, usual, expired: ended, downstream: next_downstream, ..Claim::default() };
         }
