@@ -6,6 +6,7 @@ extern crate std;
 mod bytes;
 mod churn;
 mod kernel;
+mod left;
 mod own;
 mod recent;
 mod world;
