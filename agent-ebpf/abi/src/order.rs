@@ -105,11 +105,12 @@ impl<W: Word> Habits<W> {
         }
     }
 
-    /// Whether none leads back often enough, the order of the reads neither: messages are paired by chance.
+    /// Whether none leads back often enough, the order of the reads neither: messages are paired by chance. In a crowd, which
+    /// comes before the order has shown, that says nothing.
     #[inline(always)]
-    pub(crate) fn fail(&self) -> bool {
+    pub(crate) fn fail(&self, crowded: bool) -> bool {
         let (in_order, returned) = (self.in_order.load() + ORDER_PRIOR, self.returned.load() + ORDER_PRIOR);
-        self.strongest().is_none() && !is_share(in_order, returned, KEEPS_ORDER)
+        self.strongest().is_none() && (crowded || !is_share(in_order, returned, KEEPS_ORDER))
     }
 
     /// Whether this habit leads back so often that what it foresees is taken from any turn.

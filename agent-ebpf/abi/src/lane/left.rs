@@ -37,7 +37,7 @@ impl<W: Word> Lane<W> {
     #[inline(always)]
     pub fn is_still_to_come(&self) -> bool {
         let crowded = self.pending[RESPONSE].live.load() >= CROWD;
-        (crowded || self.habits.fail()) && !self.has_surplus()
+        self.habits.fail(crowded) && !self.has_surplus()
     }
 
     /// Says that a response is written to where the request of this tag is from, which was written to the connection
