@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::http::ID_HEADER;
 use crate::netns::Netns;
 use crate::process::Child;
+use crate::protocol::SMALL_BODY_BYTES;
 use crate::proxy::nginx;
 
-/// The body of every answer.
-pub const BODY: &str = "The quick brown fox jumps over the lazy dog.";
+/// The body of every answer, as long as what the bed's own load takes for one of [`Protocol::H1`](crate::protocol::Protocol).
+pub const BODY: &str = "................................................................";
+const _: () = assert!(BODY.len() == SMALL_BODY_BYTES);
 
 /// A running server; stopped on drop.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ impl Origin {
         for address in listen {
             writeln!(server, "        listen {address};")?;
         }
+        // The id of a request that has one.
+        writeln!(server, "        add_header {ID_HEADER} $http_{};", ID_HEADER.replace('-', "_"))?;
         write!(server, "        location / {{ return 200 \"{BODY}\"; }}\n    }}")?;
         let command = nginx::command(1, netns, &nginx::http(&server, dir), dir)?;
         let mut child = Child::start("origin", &command, dir)?;

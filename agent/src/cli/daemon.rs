@@ -15,8 +15,8 @@ use crate::exposition;
 use crate::measure::Measurement;
 use crate::signal::Signals;
 
-/// How often the kernel's counters are read.
-const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
+/// How often what is followed is looked after: new processes, memory, what measuring costs.
+const TICK: Duration = Duration::from_secs(1);
 /// How long open scrapes may take to end.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// Where to serve /metrics, /healthz and /readyz.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     metrics: SocketAddr,
+    /// How often the kernel's counters are read, in seconds: what is scraped is up to this old.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    drain: u64,
 }
 
 pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
@@ -43,13 +46,22 @@ pub(super) async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let names = args.measure.names().await?;
     let mut measurement = Measurement::start(&args.measure.options(), args.measure.targets(), names)?;
-    info!("measuring {} proxies; metrics on http://{address}/metrics", measurement.proxies().len());
-    let mut drains = interval(DRAIN_INTERVAL);
-    drains.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (count, plural) = match measurement.proxies().len() {
+        1 => (1, "y"),
+        count => (count, "ies"),
+    };
+    info!("measuring {count} prox{plural}; metrics on http://{address}/metrics");
+    let [mut ticks, mut drains] = [TICK, Duration::from_secs(args.drain)].map(|period| {
+        let mut interval = interval(period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval
+    });
     loop {
         tokio::select! {
+            // In this order: what has begun is in the first drain after it.
+            biased;
+            _ = ticks.tick() => measurement.tick()?,
             _ = drains.tick() => {
-                measurement.tick()?;
                 latest.send_replace(Some(Arc::new(measurement.snapshot()?)));
             }
             news = measurement.next_news() => news?,

@@ -55,20 +55,22 @@ impl Client {
 
     async fn keep(&self, shared: &Shared, turns: &mut Turns) -> Result<()> {
         let mut incoming = Incoming::new(shared.connect().await?);
-        while let Some(id) = shared.turn(turns).await {
+        while let Some(turn) = shared.turn(turns).await {
+            let id = turn.id;
             in_time(async {
                 let request = if self.protocol.is_local(id) { &self.local } else { &self.request };
                 incoming.stream().write_all_buf(&mut request.message(id, "")).await?;
                 self.response(&mut incoming, id).await
             })
             .await?;
-            shared.answered();
+            shared.answered(turn);
         }
         Ok(())
     }
 
     async fn close(&self, shared: &Shared, turns: &mut Turns) -> Result<()> {
-        while let Some(id) = shared.turn(turns).await {
+        while let Some(turn) = shared.turn(turns).await {
+            let id = turn.id;
             let mut incoming = Incoming::new(shared.connect().await?);
             in_time(async {
                 incoming.stream().write_all_buf(&mut self.request.message(id, "")).await?;
@@ -79,7 +81,7 @@ impl Client {
                 Ok(())
             })
             .await?;
-            shared.answered();
+            shared.answered(turn);
         }
         Ok(())
     }
@@ -94,15 +96,15 @@ impl Client {
         let ask = async move {
             loop {
                 let place = places.acquire().await?;
-                let Some(id) = shared.turn(turns).await else { return Ok(()) };
-                writing.write_all_buf(&mut self.request.message(id, "")).await?;
-                ensure!(asked.send((id, place)).await.is_ok(), "nobody waits for the response");
+                let Some(turn) = shared.turn(turns).await else { return Ok(()) };
+                writing.write_all_buf(&mut self.request.message(turn.id, "")).await?;
+                ensure!(asked.send((turn, place)).await.is_ok(), "nobody waits for the response");
             }
         };
         let listen = async {
-            while let Some((id, place)) = under_way.recv().await {
-                in_time(self.response(&mut incoming, id)).await?;
-                shared.answered();
+            while let Some((turn, place)) = under_way.recv().await {
+                in_time(self.response(&mut incoming, turn.id)).await?;
+                shared.answered(turn);
                 drop(place);
             }
             Ok(())

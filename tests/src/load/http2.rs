@@ -55,15 +55,15 @@ impl Client {
         turns: &Mutex<&mut Turns>,
     ) -> Result<()> {
         loop {
-            let turn = async {
+            let next = async {
                 let mut turns = turns.lock().await;
                 shared.turn(&mut turns).await
             };
-            let Some(id) = turn.await else { return Ok(()) };
+            let Some(turn) = next.await else { return Ok(()) };
             // By value and back: it waits for a place among the streams that the proxy permits.
             sender = in_time(async { Ok(sender.ready().await?) }).await?;
-            in_time(self.ask(&mut sender, id)).await?;
-            shared.answered();
+            in_time(self.ask(&mut sender, turn.id)).await?;
+            shared.answered(turn);
         }
     }
 

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::protocol::Protocol;
+use crate::wire::Latencies;
 
 /// A response that takes longer than this is an error, and so is a connection that takes longer to open.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -59,6 +60,20 @@ pub struct Tally {
     pub first_error: Option<String>,
     /// From the first connection attempt to the last response, s.
     pub seconds: f64,
+    /// How long the answered requests took; `None` where none was answered.
+    pub took: Option<Took>,
+}
+
+/// How long requests took, from when each was due to its whole response, us. One that could not be sent in time because the
+/// last response on its connection was late was due all the same; what the timer that woke it was late is not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Took {
+    /// The median.
+    pub p50_us: f64,
+    /// What one of a hundred exceeds.
+    pub p99_us: f64,
+    /// What one of a thousand exceeds.
+    pub p999_us: f64,
 }
 
 /// What all connections do, by family of protocols.
@@ -76,6 +91,16 @@ struct Shared {
     end: Instant,
     started: Cell<u64>,
     tally: RefCell<Tally>,
+    /// Of each answered request, ns.
+    took_ns: RefCell<Vec<u64>>,
+}
+
+/// One request's turn to be sent.
+#[derive(Clone, Copy)]
+struct Turn {
+    /// Its id; these count from 1.
+    id: u64,
+    due: Instant,
 }
 
 /// Runs the plan to its end on this thread.
@@ -102,6 +127,7 @@ async fn drive(plan: Plan, client: Client) -> Result<Tally> {
         client,
         started: Cell::new(0),
         tally: RefCell::new(Tally::default()),
+        took_ns: RefCell::default(),
     });
     let mut tasks = JoinSet::new();
     for place in 0..connections {
@@ -111,7 +137,8 @@ async fn drive(plan: Plan, client: Client) -> Result<Tally> {
         ended.context("a connection of the load generator ended early")?;
     }
     let tally = shared.tally.borrow().clone();
-    Ok(Tally { seconds: start.elapsed().as_secs_f64(), ..tally })
+    let took = Took::of(&shared.took_ns.take().into_iter().collect());
+    Ok(Tally { seconds: start.elapsed().as_secs_f64(), took, ..tally })
 }
 
 /// One connection's life: open, ask, again after an error, until the plan's end.
@@ -152,6 +179,13 @@ impl Client {
     }
 }
 
+impl Took {
+    fn of(latencies: &Latencies) -> Option<Self> {
+        let at = |per_mille| Some(latencies.quantile_ns(per_mille)? as f64 / 1e3);
+        Some(Self { p50_us: at(500)?, p99_us: at(990)?, p999_us: at(999)? })
+    }
+}
+
 impl Shared {
     /// Opens a connection to the target.
     async fn connect(&self) -> Result<TcpStream> {
@@ -166,27 +200,34 @@ impl Shared {
         Instant::now() < self.end && self.plan.requests.is_none_or(|most| self.started.get() < most)
     }
 
-    /// Waits for a connection's next turn, and gives the id of its request; `None` when no further request may
-    /// start. Ids count from 1.
-    async fn turn(&self, turns: &mut Turns) -> Option<u64> {
+    /// Waits for a connection's next turn; `None` when no further request may start.
+    async fn turn(&self, turns: &mut Turns) -> Option<Turn> {
+        let mut due = Instant::now();
         if let Some(at) = turns.next() {
             if at >= self.end {
                 sleep_until(self.end).await;
                 return None;
             }
-            sleep_until(at).await;
+            if at < due {
+                due = at;
+            } else {
+                sleep_until(at).await;
+                due = Instant::now();
+            }
         }
         self.may_start().then(|| {
             self.started.set(self.started.get() + 1);
-            self.started.get()
+            Turn { id: self.started.get(), due }
         })
     }
 
     /// A request's whole response came back, with its id.
-    fn answered(&self) {
+    fn answered(&self, turn: Turn) {
         let mut tally = self.tally.borrow_mut();
         tally.requests += 1;
         tally.responses += 1;
+        let took_ns = u64::try_from(turn.due.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.took_ns.borrow_mut().push(took_ns);
     }
 
     /// The server spoke without being asked.

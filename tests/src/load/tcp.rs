@@ -27,15 +27,15 @@ impl Client {
             ensure!(tcp::id(&greeting).is_some_and(|id| id & GREETING != 0), "a greeting without an id");
             shared.greeted();
         }
-        while let Some(id) = shared.turn(turns).await {
-            let message = tcp::message(id);
+        while let Some(turn) = shared.turn(turns).await {
+            let message = tcp::message(turn.id);
             let echo = in_time(async {
                 stream.write_all(&message).await?;
                 receive(&mut stream).await
             })
             .await?;
             ensure!(echo == message, "another message came back than was sent");
-            shared.answered();
+            shared.answered(turn);
         }
         Ok(())
     }

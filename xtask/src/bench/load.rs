@@ -1,12 +1,22 @@
-//! Load that saturates: wrk, and what it says.
+//! Load that saturates: wrk, and what it says. Load at a fixed rate: the bed's own, which knows when each request was due.
 
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use bed::load::{Tally, Took};
 use bed::netns::Netns;
 use bed::{process, tools};
 
-/// A closed loop over so many connections.
+/// How often requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Each connection's next one when the last is answered.
+    Saturating,
+    /// So many per second over all connections.
+    Fixed(u32),
+}
+
+/// Requests over so many connections.
 pub struct Load<'a> {
     pub client: &'a Netns,
     pub target: SocketAddr,
@@ -19,14 +29,23 @@ pub struct Load<'a> {
 pub struct Answered {
     pub requests: u64,
     pub requests_per_second: f64,
+    /// At a fixed rate alone.
+    pub took: Option<Took>,
 }
 
 impl Load<'_> {
     /// Runs it to its end.
     ///
     /// # Errors
-    /// When wrk fails, says nothing that is understood, or got answers that are none.
-    pub fn run(&self) -> Result<Answered> {
+    /// When the load generator fails, says nothing that is understood, or got answers that are none.
+    pub fn run(&self, pace: Pace) -> Result<Answered> {
+        match pace {
+            Pace::Saturating => self.saturate(),
+            Pace::Fixed(rate) => self.pace(rate),
+        }
+    }
+
+    fn saturate(&self) -> Result<Answered> {
         let mut command = self.client.command(tools::wrk()?);
         command.args([
             "-t2",
@@ -36,6 +55,28 @@ impl Load<'_> {
         ]);
         let said = process::output(&mut command)?;
         parse(&said).with_context(|| format!("wrk said:\n{said}"))
+    }
+
+    fn pace(&self, rate: u32) -> Result<Answered> {
+        let mut command = self.client.command(tools::target().join("release/bed"));
+        command.args([
+            "load",
+            "--protocol=h1",
+            &format!("--target={}", self.target),
+            &format!("--connections={}", self.connections),
+            &format!("--seconds={}", self.seconds),
+            &format!("--rate={rate}"),
+        ]);
+        let said = process::output(&mut command)?;
+        let tally: Tally = serde_json::from_str(&said).with_context(|| format!("the load said:\n{said}"))?;
+        let first_error = tally.first_error.as_deref().unwrap_or("it sent nothing");
+        ensure!(
+            tally.errors == 0 && tally.requests > 0,
+            "the load had {} errors: {first_error}",
+            tally.errors
+        );
+        let requests_per_second = tally.requests as f64 / tally.seconds;
+        Ok(Answered { requests: tally.requests, requests_per_second, took: tally.took })
     }
 }
 
@@ -47,7 +88,7 @@ fn parse(said: &str) -> Result<Answered> {
     let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
     let requests = line(" requests in ").and_then(first).context("no number of requests")?;
     let rate = line("Requests/sec:").and_then(|line| line.split_whitespace().nth(1)).context("no rate")?;
-    Ok(Answered { requests: requests.parse()?, requests_per_second: rate.parse()? })
+    Ok(Answered { requests: requests.parse()?, requests_per_second: rate.parse()?, took: None })
 }
 
 #[cfg(test)]
@@ -66,7 +107,8 @@ Transfer/sec:      3.05MB
 
     #[test]
     fn what_wrk_says_is_understood() {
-        assert_eq!(parse(SAID).unwrap(), Answered { requests: 37_150, requests_per_second: 18_571.4 });
+        let understood = Answered { requests: 37_150, requests_per_second: 18_571.4, took: None };
+        assert_eq!(parse(SAID).unwrap(), understood);
     }
 
     #[test]

@@ -1,48 +1,52 @@
-//! `cargo xtask bench overhead`: a saturated proxy with and without the probes.
+//! `cargo xtask bench overhead`: proxies with and without the probes, saturated and at a fixed rate.
 //!
 //! Machines are noisy, so what is compared runs in turn, round after round, each between two loads without an agent. What
-//! counts is the median of the rounds. BPF time is the kernel's own count, of client, proxy and server on one machine.
+//! counts is the median of the rounds. BPF time is the kernel's own count, of client, proxies and server on one machine.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod figures;
+
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Result, bail};
-use bed::process::Child;
+use anyhow::{Context as _, Result};
+use bed::load::Took;
 use bed::proxy::ProxyKind;
 use bed::tools;
 
-use super::load::{Answered, Load};
-use super::programs::{self, Programs};
-use super::result::{Budget, Figure, leave};
-use crate::scene::Scene;
+use super::daemon::Daemon;
+use super::kernel::{self, Programs};
+use super::load::{Answered, Load, Pace};
+use super::result::{Figure, Stamp, leave};
+use super::subject::{Stage, Subject};
 use crate::{cargo, setup};
 
-/// BPF time of a proxied request, both ways, all hooks on.
-const MOST_US: f64 = 2.0;
-/// ... as a multiple of programs that return at once.
-const MOST_TIMES_EMPTY: f64 = 1.6;
-/// Requests per second, as a share of those without an agent.
-const LEAST_SHARE: f64 = 0.98;
+/// What is measured unless something is chosen.
+const SUBJECTS: [Subject; 5] = [
+    Subject::Mtls(ProxyKind::Envoy),
+    Subject::One(ProxyKind::Envoy),
+    Subject::One(ProxyKind::Nginx),
+    Subject::One(ProxyKind::Haproxy),
+    Subject::Direct,
+];
 
-/// How long the agent may take to load and attach its probes.
-const LONGEST_START: Duration = Duration::from_secs(30);
+/// The fixed rate as a part of what saturates, and the most that the load generator's one thread sends in time.
+const FIXED_PART: u64 = 4;
+const FIXED_MOST: u64 = 5_000;
 
 /// What can be chosen.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Which proxy: envoy, nginx, haproxy, go, hyper, tokio-tcp, blocking, io-uring or splice
-    #[arg(long, default_value = "envoy")]
-    proxy: ProxyKind,
+    /// What load passes: direct, a proxy as envoy, or a pair with mutual TLS as envoy-mtls; repeatable [without it: envoy-mtls, envoy, nginx, haproxy and direct]
+    #[arg(long, value_name = "SUBJECT")]
+    subject: Vec<Subject>,
     /// How many connections the load generator keeps busy
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1000))]
     connections: u32,
     /// How often everything is measured
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How long each load lasts, in seconds
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
 }
 
@@ -63,12 +67,28 @@ struct Sample {
     programs: BTreeMap<String, PerRequest>,
     /// Requests per second, as a share of those without an agent.
     share: f64,
+    /// CPU time of the whole machine for each request, us, beyond that without an agent.
+    added_cpu_us: f64,
+    /// At a fixed rate: how long requests took without an agent and with it.
+    took: Option<[Took; 2]>,
+    /// CPUs that the agent's threads kept busy.
+    agent_cores: f64,
+    /// The agent's memory.
+    agent_mib: f64,
 }
 
 #[derive(Clone, Copy, Default)]
 struct PerRequest {
     took_us: f64,
     runs: f64,
+}
+
+/// A load, and what it took of the machine.
+#[derive(Clone, Copy)]
+struct Loaded {
+    answered: Answered,
+    /// CPU time of the whole machine for each request.
+    cpu_us: f64,
 }
 
 impl Variant {
@@ -91,67 +111,135 @@ impl Variant {
     }
 }
 
-/// The verb.
+impl Default for Options {
+    fn default() -> Self {
+        Self { subject: Vec::new(), connections: 16, rounds: 4, seconds: 3 }
+    }
+}
+
+/// The verb. What is measured already stays when a later subject fails.
 ///
 /// # Errors
 /// When something cannot be brought, built, started or measured.
 pub fn run(options: &Options) -> Result<()> {
     setup::ensure()?;
     let agent = cargo::agent()?;
-    let dir = tools::workspace().join("target/bench/log");
-    let scene = Scene::start(options.proxy, &dir)?;
+    cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bins"])?;
+    let chosen = if options.subject.is_empty() { &SUBJECTS[..] } else { &options.subject };
+    let stamp = Stamp::now();
+    let mut figures: Vec<Figure> = Vec::new();
+    for (place, subject) in chosen.iter().enumerate() {
+        let dir = tools::workspace().join("target/bench/log").join(subject.to_string());
+        let stage = subject.start(&dir).with_context(|| format!("{subject}"))?;
+        let of = format!("{} of {}, {subject}", place + 1, chosen.len());
+        let measured = measure(options, &agent, &stage, &dir, &of);
+        let (samples, rate) = measured.with_context(|| format!("{subject}"))?;
+        stage.stop()?;
+        for (pace, samples) in &samples {
+            let name = match pace {
+                Pace::Saturating => format!("{subject}/saturated"),
+                Pace::Fixed(_) => format!("{subject}/fixed"),
+            };
+            figures.extend(figures::of(&name, samples));
+        }
+        println!("{}\n", figures::table(&subject.to_string(), rate, options, &figures));
+        leave("overhead", &stamp, &figures)?;
+    }
+    Ok(())
+}
+
+type Samples = BTreeMap<Variant, Vec<Sample>>;
+
+/// All rounds of a subject, saturated and at the fixed rate that it says.
+fn measure(
+    options: &Options,
+    agent: &Path,
+    stage: &Stage,
+    dir: &Path,
+    of: &str,
+) -> Result<([(Pace, Samples); 2], u32)> {
     let load = Load {
-        client: &scene.bed.client,
-        target: Scene::listen(),
+        client: stage.client(),
+        target: stage.target(),
         connections: options.connections,
         seconds: options.seconds,
     };
-    let mut samples = BTreeMap::<Variant, Vec<Sample>>::new();
     // Connections to the server are open from here on.
-    let mut before = load.run()?;
-    for round in 1..=options.rounds {
-        // In another order each time: what comes first in a round was seen to take 7 % less than what comes last.
-        for place in 0..Variant::EACH.len() {
-            let variant = Variant::EACH[(place + round as usize) % Variant::EACH.len()];
-            eprintln!("[round {round} of {}] {}, {} s", options.rounds, variant.name(), options.seconds);
-            let (answered, programs) = with_agent(&agent, variant, scene.proxy.pid(), &load, &dir)?;
-            let after = load.run()?;
-            let without = f64::midpoint(before.requests_per_second, after.requests_per_second);
-            let share = answered.requests_per_second / without;
-            samples.entry(variant).or_default().push(Sample { programs, share });
-            before = after;
+    let saturated = load.run(Pace::Saturating)?;
+    let rate =
+        (saturated.requests / u64::from(options.seconds)).clamp(1, FIXED_MOST * FIXED_PART) / FIXED_PART;
+    let rate = u32::try_from(rate.max(1))?;
+    let mut measured = [Pace::Saturating, Pace::Fixed(rate)].map(|pace| (pace, Samples::new()));
+    for (pace, samples) in &mut measured {
+        let mut before = loaded(&load, *pace)?;
+        for round in 1..=options.rounds {
+            // In another order each time: what comes first in a round was seen to take 7 % less than what comes last.
+            for place in 0..Variant::EACH.len() {
+                let variant = Variant::EACH[(place + round as usize) % Variant::EACH.len()];
+                let (name, rounds) = (variant.name(), options.rounds);
+                let pace_name = match pace {
+                    Pace::Saturating => "saturated".to_owned(),
+                    Pace::Fixed(rate) => format!("{rate} requests a second"),
+                };
+                eprintln!("[{of}, {pace_name}, round {round} of {rounds}] {name}, {} s", options.seconds);
+                let mut sample = with_agent(agent, variant, stage, &load, *pace, dir)?;
+                let after = loaded(&load, *pace)?;
+                sample.against(before, after);
+                samples.entry(variant).or_default().push(sample);
+                before = after;
+            }
         }
     }
-    scene.stop()?;
-    let figures = figures(options.proxy, &samples);
-    println!("{}", table(options, &figures));
-    leave("overhead", &figures)
+    Ok((measured, rate))
 }
 
-/// Loads the proxy while an agent measures it.
+fn loaded(load: &Load<'_>, pace: Pace) -> Result<Loaded> {
+    let before_us = kernel::busy_us()?;
+    let answered = load.run(pace)?;
+    let cpu_us = (kernel::busy_us()? - before_us) / answered.requests.max(1) as f64;
+    Ok(Loaded { answered, cpu_us })
+}
+
+/// Load while an agent measures; what is said against loads without one is as of nothing yet.
 fn with_agent(
     agent: &Path,
     variant: Variant,
-    proxy: u32,
+    stage: &Stage,
     load: &Load<'_>,
+    pace: Pace,
     dir: &Path,
-) -> Result<(Answered, BTreeMap<String, PerRequest>)> {
-    let mut command = Command::new(agent);
-    // Port 0: nobody scrapes it.
-    command.args(["daemon", "--proxy", &proxy.to_string(), "--metrics", "127.0.0.1:0"]);
-    command.args(variant.arguments());
-    let mut daemon = Child::start("agent", &command, dir)?;
-    daemon.until(LONGEST_START, "measure", |daemon| {
-        if let Some(status) = daemon.poll()? {
-            bail!("the agent ended with {status}{}", daemon.tail());
-        }
-        Ok(daemon.tail().contains("measuring 1 prox").then_some(()))
-    })?;
-    let before = programs::of(daemon.pid())?;
-    let answered = load.run()?;
-    let after = programs::of(daemon.pid())?;
+) -> Result<Sample> {
+    let daemon = Daemon::start(agent, &stage.proxies(), variant.arguments(), dir)?;
+    let before = daemon.look()?;
+    let Loaded { answered, cpu_us } = loaded(load, pace)?;
+    let after = daemon.look()?;
     daemon.stop()?;
-    Ok((answered, per_request(&before, &after, answered.requests)))
+    Ok(Sample {
+        programs: per_request(&before.kernel.programs, &after.kernel.programs, answered.requests),
+        share: answered.requests_per_second,
+        added_cpu_us: cpu_us,
+        took: answered.took.map(|took| [Took::default(), took]),
+        agent_cores: after.cores_since(&before),
+        agent_mib: after.rss_mib,
+    })
+}
+
+impl Sample {
+    /// Holds it against the loads before and after it.
+    fn against(&mut self, before: Loaded, after: Loaded) {
+        let between = |of: fn(&Loaded) -> f64| f64::midpoint(of(&before), of(&after));
+        self.share /= between(|loaded| loaded.answered.requests_per_second);
+        self.added_cpu_us -= between(|loaded| loaded.cpu_us);
+        if let (Some([without, _]), Some(before), Some(after)) =
+            (&mut self.took, before.answered.took, after.answered.took)
+        {
+            *without = Took {
+                p50_us: f64::midpoint(before.p50_us, after.p50_us),
+                p99_us: f64::midpoint(before.p99_us, after.p99_us),
+                p999_us: f64::midpoint(before.p999_us, after.p999_us),
+            };
+        }
+    }
 }
 
 /// What was counted between two looks, for each of so many requests; of programs that ran.
@@ -165,84 +253,9 @@ fn per_request(before: &Programs, after: &Programs, requests: u64) -> BTreeMap<S
     ran.filter(|(_, ran)| ran.runs > 0.0).collect()
 }
 
-/// Of each variant the whole, then each program.
-fn figures(proxy: ProxyKind, samples: &BTreeMap<Variant, Vec<Sample>>) -> Vec<Figure> {
-    let whole = |sample: &Sample| sample.programs.values().map(|program| program.took_us).sum::<f64>();
-    let empty: Vec<f64> = samples.get(&Variant::Empty).into_iter().flatten().map(whole).collect();
-    let mut figures = Vec::new();
-    for (variant, samples) in samples {
-        let all = *variant == Variant::All;
-        let budget = |budget| all.then_some(budget);
-        let name = |what: &str| format!("{proxy}/{}/{what}", variant.name());
-        let values = |of: &dyn Fn(&Sample) -> f64| samples.iter().map(of).collect::<Vec<_>>();
-        let took = values(&whole);
-        // Of the same round.
-        let times: Vec<f64> = took.iter().zip(&empty).map(|(took, empty)| took / empty).collect();
-        let runs = values(&|sample| sample.programs.values().map(|program| program.runs).sum());
-        figures.extend([
-            Figure::new(name("bpf"), "us/request", &took, budget(Budget::AtMost(MOST_US))),
-            Figure::new(name("bpf/empty"), "1", &times, budget(Budget::AtMost(MOST_TIMES_EMPTY))),
-            Figure::new(name("runs"), "1/request", &runs, None),
-            Figure::new(
-                name("requests"),
-                "share of those without an agent",
-                &values(&|sample| sample.share),
-                budget(Budget::AtLeast(LEAST_SHARE)),
-            ),
-        ]);
-        let programs: BTreeSet<_> = samples.iter().flat_map(|sample| sample.programs.keys()).collect();
-        figures.extend(programs.into_iter().map(|program| {
-            let took = |sample: &Sample| sample.programs.get(program).map_or(0.0, |program| program.took_us);
-            Figure::new(name(&format!("bpf/program/{program}")), "us/request", &values(&took), None)
-        }));
-    }
-    figures
-}
-
-/// The figures for people: medians, smallest and largest.
-fn table(options: &Options, figures: &[Figure]) -> String {
-    let Options { proxy, connections, rounds, seconds } = options;
-    let shown = |variant: Variant, what: &str| {
-        let name = format!("{proxy}/{}/{what}", variant.name());
-        figures.iter().find(|figure| figure.name == name).map_or_else(|| "-".to_owned(), Figure::shown)
-    };
-    let mut lines = vec![
-        format!(
-            "{proxy}, {connections} connections, {rounds} rounds of {seconds} s: medians (smallest to largest)"
-        ),
-        String::new(),
-        "| probes | BPF, us a request | times empty | runs a request | requests/s of those without |"
-            .to_owned(),
-        "|---|---|---|---|---|".to_owned(),
-    ];
-    for variant in Variant::EACH {
-        let [took, times, runs, requests] =
-            ["bpf", "bpf/empty", "runs", "requests"].map(|what| shown(variant, what));
-        lines.push(format!("| {} | {took} | {times} | {runs} | {requests} |", variant.name()));
-    }
-    lines.push(String::new());
-    lines.push("| program | empty, us a request | all |".to_owned());
-    lines.push("|---|---|---|".to_owned());
-    let prefix = format!("{proxy}/{}/bpf/program/", Variant::All.name());
-    // Without those that run for processes and connections, not for messages.
-    let frequent = figures.iter().filter(|figure| figure.value >= 0.01);
-    for program in frequent.filter_map(|figure| figure.name.strip_prefix(&prefix)) {
-        let what = format!("bpf/program/{program}");
-        let [empty, all] = [Variant::Empty, Variant::All].map(|variant| shown(variant, &what));
-        lines.push(format!("| {program} | {empty} | {all} |"));
-    }
-    if figures.iter().any(|figure| figure.within == Some(false)) {
-        lines.push(String::new());
-        lines.push(format!(
-            "! misses its budget: at most {MOST_US} us and {MOST_TIMES_EMPTY} times empty, at least {LEAST_SHARE} of the requests"
-        ));
-    }
-    lines.join("\n")
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::programs::Runs;
+    use super::super::kernel::Runs;
     use super::*;
 
     fn programs(runs: &[(&str, u64, u64)]) -> Programs {
@@ -260,23 +273,23 @@ mod tests {
     }
 
     #[test]
-    fn rounds_are_held_against_the_empty_programs_of_the_same() {
-        let sample = |took_us: f64| Sample {
-            programs: BTreeMap::from([("read".to_owned(), PerRequest { took_us, runs: 4.0 })]),
-            share: 0.9,
+    fn a_load_is_held_against_its_neighbours() {
+        let took = |p99_us| Some(Took { p50_us: 1.0, p99_us, p999_us: 3.0 });
+        let load = |requests_per_second, cpu_us, p99_us| Loaded {
+            answered: Answered { requests: 1, requests_per_second, took: took(p99_us) },
+            cpu_us,
         };
-        let samples = BTreeMap::from([
-            (Variant::Empty, vec![sample(1.0), sample(2.0)]),
-            (Variant::All, vec![sample(3.0), sample(6.0)]),
-        ]);
-        let figures = figures(ProxyKind::Envoy, &samples);
-        let of = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap();
-        assert_eq!((of("envoy/all/bpf/empty").value, of("envoy/all/bpf/empty").spread), (3.0, [3.0, 3.0]));
-        assert_eq!(of("envoy/all/requests").within, Some(false));
-        assert_eq!(of("envoy/empty/bpf").within, None);
-        let options = Options { proxy: ProxyKind::Envoy, connections: 16, rounds: 2, seconds: 4 };
-        let table = table(&options, &figures);
-        assert!(table.contains("| all | 4.50 (3.00 to 6.00) ! | 3.00 (3.00 to 3.00) ! | 4.00"), "{table}");
-        assert!(table.contains("| hops | - |"), "{table}");
+        let mut sample = Sample {
+            programs: BTreeMap::new(),
+            share: 90.0,
+            added_cpu_us: 14.0,
+            took: took(25.0).map(|with| [Took::default(), with]),
+            agent_cores: 0.0,
+            agent_mib: 0.0,
+        };
+        sample.against(load(80.0, 10.0, 10.0), load(120.0, 12.0, 20.0));
+        assert!((sample.share - 0.9).abs() < 1e-9 && (sample.added_cpu_us - 3.0).abs() < 1e-9);
+        let [without, with] = sample.took.unwrap();
+        assert!((without.p99_us - 15.0).abs() < 1e-9 && (with.p99_us - 25.0).abs() < 1e-9);
     }
 }

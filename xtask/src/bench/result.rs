@@ -1,7 +1,11 @@
-//! Figures of a bench: one JSON array for each verb.
+//! Figures of a bench: one JSON array for each verb, each with where and how it was had.
+
+use std::fs;
+use std::thread;
 
 use anyhow::Result;
 use bed::tools;
+use rustix::system::uname;
 use serde::Serialize;
 
 use crate::files;
@@ -22,6 +26,14 @@ pub struct Figure {
     /// Whether it is within that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub within: Option<bool>,
+}
+
+/// Where figures were had, and how.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stamp {
+    machine: String,
+    kernel: String,
+    command: String,
 }
 
 /// A limit.
@@ -59,12 +71,36 @@ impl Figure {
     }
 }
 
+impl Stamp {
+    /// Of this machine and the command that runs.
+    pub fn now() -> Self {
+        let cpus = thread::available_parallelism().map_or(0, usize::from);
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let field = |line: &str| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned());
+        let model = info.lines().find_map(field).unwrap_or_else(|| "unknown".to_owned());
+        let arguments: Vec<_> = std::env::args().skip(1).collect();
+        Self {
+            machine: format!("{cpus} CPUs, {model}"),
+            kernel: uname().release().to_string_lossy().into_owned(),
+            command: format!("cargo xtask {}", arguments.join(" ")),
+        }
+    }
+}
+
 /// Leaves the figures of this verb in `target/bench`, whole.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn leave(verb: &str, figures: &[Figure]) -> Result<()> {
-    let text = serde_json::to_string_pretty(figures)?;
+pub fn leave(verb: &str, stamp: &Stamp, figures: &[Figure]) -> Result<()> {
+    #[derive(Serialize)]
+    struct Stamped<'a> {
+        #[serde(flatten)]
+        figure: &'a Figure,
+        #[serde(flatten)]
+        stamp: &'a Stamp,
+    }
+    let stamped: Vec<_> = figures.iter().map(|figure| Stamped { figure, stamp }).collect();
+    let text = serde_json::to_string_pretty(&stamped)?;
     files::write_whole(&tools::workspace().join("target/bench"), &format!("{verb}.json"), &[text])
 }
 
