@@ -108,22 +108,25 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
+    if !is_multiplexed(used.socket) {
+        if !opening::may_be_message(used.socket, now_ns) {
+            return None;
+        }
+        // Only the first read after a write starts a message: the rest are its continuation.
+        if used.socket.turn == TURN_READING && !end_record(&mut used, before, arrival_ns) {
+            opening::read_more(&used, arrival_ns, now_ns);
+            if used.socket.pending_tag != 0
+                && let Some(lane) = lane::at(used.socket.pending_lane)
+            {
+                lane.note_read(used.inbound() as usize, used.socket.pending_tag);
+                lane.latest[used.inbound() as usize].more_ns.store(now_ns);
+            }
+            return note_reader(&used);
+        }
+    }
+    // The record that has just ended may have shown it.
     if is_multiplexed(used.socket) {
         return on_batch(tcp, used, before, arrival_ns, now_ns);
-    }
-    if !opening::may_be_message(used.socket, now_ns) {
-        return None;
-    }
-    // Only the first read after a write starts a message: the rest are its continuation.
-    if used.socket.turn == TURN_READING && !end_record(&mut used, before, arrival_ns) {
-        opening::read_more(&used, arrival_ns, now_ns);
-        if used.socket.pending_tag != 0
-            && let Some(lane) = lane::at(used.socket.pending_lane)
-        {
-            lane.note_read(used.inbound() as usize, used.socket.pending_tag);
-            lane.latest[used.inbound() as usize].more_ns.store(now_ns);
-        }
-        return note_reader(&used);
     }
     if is_acknowledgement(tcp, used.socket, before) {
         used.socket.records += 1;
