@@ -151,7 +151,7 @@ fn two_proxies_at_once_are_told_apart_and_the_node_adds_up() {
     let cpus = thread::available_parallelism().expect("a number of CPUs").get() as f64;
     let all = number(&document["window"], "seconds") * 1e9 * cpus;
     let busy = all - number(&node["cpu"], "idle_ns") - number(&node["cpu"], "iowait_ns");
-    assert!((sum - busy).abs() <= SHARE * all, "the node: {sum} for {busy} of {all}");
+    assert!((sum - busy).abs() <= SHARE * all, "the node: {sum} for {busy} of {all}: {node}");
 }
 
 #[test]
