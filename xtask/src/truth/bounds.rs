@@ -75,9 +75,13 @@ impl Bounds {
     /// on each of 16 connections, p99 reads 41 to 54 % short (agent/DECISIONS.md, 34).
     const MULTIPLEXED_CROWD: Self =
         Self { stats: [0.45, 0.45, 0.45, 0.60, f64::INFINITY], ..Self::MULTIPLEXED };
+    /// The same with twice as many connections to a worker: each has settings to acknowledge and so looks as if it carried several
+    /// messages at once; a write to one takes what was read for others. agent/DECISIONS.md, 45.
+    const MULTIPLEXED_PACKED: Self =
+        Self { stats: [0.60, 0.60, 0.60, 0.75, f64::INFINITY], ..Self::MULTIPLEXED };
     /// The same where control records and messages share segments, so that bytes do not tell how many there are:
-    /// agent/DECISIONS.md, 30.
-    const MIXED: Self = Self { stats: [0.50, 0.50, 0.60, 0.60, f64::INFINITY], ..Self::MULTIPLEXED };
+    /// agent/DECISIONS.md, 30; p99 where there are dozens of connections, each to be learned: 45.
+    const MIXED: Self = Self { stats: [0.50, 0.50, 0.60, 0.90, f64::INFINITY], ..Self::MULTIPLEXED };
     /// Where only contents tell how many messages there are, or which is one: agent/DECISIONS.md, 29 and 30. The numbers are
     /// not judged, only that the classes add up.
     pub const NOT_JUDGED: Self = Self {
@@ -100,7 +104,13 @@ impl Bounds {
                 Self::MIXED
             }
             protocol if protocol.multiplexes() && ambiguous >= AMBIGUOUS_SHARE => {
-                if full || cell.proxy.hands_over() { Self::MULTIPLEXED_CROWD } else { Self::MULTIPLEXED }
+                if packed {
+                    Self::MULTIPLEXED_PACKED
+                } else if full || cell.proxy.hands_over() {
+                    Self::MULTIPLEXED_CROWD
+                } else {
+                    Self::MULTIPLEXED
+                }
             }
             _ if cell.proxy.hands_over() => Self::HANDED_OVER,
             Protocol::H1Body(bytes) | Protocol::H1Chunked(bytes) if full && bytes >= LONG_BYTES => Self::LONG,
