@@ -305,12 +305,8 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
         if taken == socket.noted || taken != 0 && !is_new(socket) {
             break;
         }
-        latest_ns = socket.noted_ns[taken as usize % NOTED];
-        let end = |taken: u32| socket.noted_end[taken as usize % NOTED];
-        // What came before the first that was noted is not known.
-        let begin = if taken == 0 { before } else { end(taken.wrapping_sub(1)) };
-        let bytes = end(taken).wrapping_sub(begin);
-        socket.noted_taken = taken.wrapping_add(1);
+        let bytes;
+        (latest_ns, bytes) = socket.take_noted(before);
         if let Some(position) = current.lane.push_segment(inbound, latest_ns, now_ns, bytes) {
             first = first.min(position);
             last = position + 1;
