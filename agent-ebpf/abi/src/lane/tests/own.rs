@@ -99,9 +99,9 @@ fn where_reads_bring_several_requests_a_write_that_finds_none_shows_one_though_a
     lane.push_response(1, 1, 0, 0).expect("room");
     let shown = |several| {
         lane.latest[REQUEST].several.store(several, Relaxed);
-        let before = lane.latest[REQUEST].starved.load();
+        let before = lane.latest[REQUEST].starved.load(Relaxed);
         lane.note_starved(REQUEST, false);
-        lane.latest[REQUEST].starved.load() > before
+        lane.latest[REQUEST].starved.load(Relaxed) > before
     };
     assert!(!shown(0), "the response may have gone into a second request");
     assert!(shown(1));
