@@ -164,11 +164,9 @@ impl<W: Word> Lane<W> {
     /// since: they may be parts of one message, of which there are as many as it is long.
     #[inline(always)]
     pub fn note_starved(&self, direction: usize, again: bool) {
-        let latest = &self.latest[direction & 1];
-        // A response that waits may have gone into a second request; where other reads bring several messages, this one rather did.
-        let response =
-            direction & 1 == REQUEST && latest.several.load() == 0 && self.pending[RESPONSE].any_live();
-        latest.starved.add(u64::from(!again && !response));
+        // A response that waits may have gone into a second request.
+        let response = direction & 1 == REQUEST && self.pending[RESPONSE].any_live();
+        self.latest[direction & 1].starved.add(u64::from(!again && !response));
     }
 
     /// Says that an opened connection was written to again although requests waited.

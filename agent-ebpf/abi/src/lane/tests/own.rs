@@ -92,17 +92,3 @@ fn where_requests_share_segments_a_write_that_finds_none_waiting_is_no_health_ch
     lane.latest[REQUEST].several.store(1, Relaxed);
     assert_eq!(begin(&lane, [true]), [false]);
 }
-
-#[test]
-fn where_reads_bring_several_requests_a_write_that_finds_none_shows_one_though_a_response_waits() {
-    let lane = lane();
-    lane.push_response(1, 1, 0, 0).expect("room");
-    let shown = |several| {
-        lane.latest[REQUEST].several.store(several, Relaxed);
-        let before = lane.latest[REQUEST].starved.load(Relaxed);
-        lane.note_starved(REQUEST, false);
-        lane.latest[REQUEST].starved.load(Relaxed) > before
-    };
-    assert!(!shown(0), "the response may have gone into a second request");
-    assert!(shown(1));
-}
