@@ -6,9 +6,9 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Direction, Loss, MOST_STARVED, MULTIPLEXED, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES,
-    ROLE_ACCEPTED, SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING,
-    TURN_UNKNOWN, is_empty_frame, is_record,
+    Direction, Loss, MOST_STARVED, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED,
+    SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN,
+    is_empty_frame, is_record,
 };
 use smp_agent_abi::word::Word as _;
 
@@ -108,25 +108,22 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
-    let known = is_multiplexed(used.socket);
-    if !known {
-        if !opening::may_be_message(used.socket, now_ns) {
-            return None;
-        }
-        // Only the first read after a write starts a message: the rest are its continuation.
-        if used.socket.turn == TURN_READING && !end_record(&mut used, before, arrival_ns) {
-            opening::read_more(&used, arrival_ns, now_ns);
-            if used.socket.pending_tag != 0
-                && let Some(lane) = lane::at(used.socket.pending_lane)
-            {
-                lane.note_read(used.inbound() as usize, used.socket.pending_tag);
-                lane.latest[used.inbound() as usize].more_ns.store(now_ns);
-            }
-            return note_reader(&used);
-        }
-    }
-    if known || brings_several(tcp, used.socket, before) {
+    if is_multiplexed(used.socket) {
         return on_batch(tcp, used, before, arrival_ns, now_ns);
+    }
+    if !opening::may_be_message(used.socket, now_ns) {
+        return None;
+    }
+    // Only the first read after a write starts a message: the rest are its continuation.
+    if used.socket.turn == TURN_READING && !end_record(&mut used, before, arrival_ns) {
+        opening::read_more(&used, arrival_ns, now_ns);
+        if used.socket.pending_tag != 0
+            && let Some(lane) = lane::at(used.socket.pending_lane)
+        {
+            lane.note_read(used.inbound() as usize, used.socket.pending_tag);
+            lane.latest[used.inbound() as usize].more_ns.store(now_ns);
+        }
+        return note_reader(&used);
     }
     if is_acknowledgement(tcp, used.socket, before) {
         used.socket.records += 1;
@@ -199,23 +196,6 @@ fn may_be_record(tcp: *const c_void, lane: &Lane, before: u32) -> bool {
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     let bytes = unsafe { field::<u32>(tcp, &TCP_RCV_NXT) }.wrapping_sub(before) as usize;
     lane.latest[Direction::Request as usize].several.load() != 0 && is_record(bytes, 1)
-}
-
-/// True if a connection on which control records were seen has brought as many bytes as several messages of others of its lane
-/// that carry several at once: it is taken to do so too.
-#[inline(always)]
-fn brings_several(tcp: *const c_void, socket: &mut Socket, before: u32) -> bool {
-    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
-    let bytes = unsafe { field::<u32>(tcp, &TCP_RCV_NXT) }.wrapping_sub(before);
-    if socket.records == 0 || socket.role != ROLE_ACCEPTED || socket.owner & SHARED != 0 {
-        return false;
-    }
-    let several = lane::at(socket.lane)
-        .is_some_and(|lane| lane.are_several(Direction::Request as usize, u64::from(bytes)));
-    if several {
-        socket.multiplexed = MULTIPLEXED;
-    }
-    several
 }
 
 /// True if what has come on an accepted connection acknowledges the proxy's HTTP/2 settings, which it has just written.
@@ -322,8 +302,10 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
         if taken == socket.noted || taken != 0 && !is_new(socket) {
             break;
         }
-        let bytes;
-        (latest_ns, bytes) = socket.take_noted(before);
+        latest_ns = socket.noted_ns[taken as usize % NOTED];
+        let end = |taken: u32| socket.noted_end[taken as usize % NOTED];
+        let bytes = end(taken).wrapping_sub(end(taken.wrapping_sub(1)));
+        socket.noted_taken = taken.wrapping_add(1);
         if let Some(position) = current.lane.push_segment(inbound, latest_ns, now_ns, bytes) {
             first = first.min(position);
             last = position + 1;

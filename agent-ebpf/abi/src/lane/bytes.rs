@@ -13,9 +13,6 @@ use crate::word::Word;
 const MANY_RECORDS: u64 = 4;
 const WRITES_FOR_ONE: u64 = 64;
 
-/// So many messages are several, whatever their lengths: a request may be twice as long as others.
-const SEVERAL: u64 = 4;
-
 /// At so many messages the sums are halved.
 const MEMORY: u64 = 4096;
 /// A write after which another connection was written to counts as much as so many that follow their own kind.
@@ -101,12 +98,6 @@ impl<W: Word> Lane<W> {
         let records = self.latest[0].records.load() + self.latest[1].records.load();
         let writes = self.writes[0].load() + self.writes[1].load();
         records < MANY_RECORDS || records * WRITES_FOR_ONE < writes
-    }
-
-    /// Whether so many bytes are several messages, as connections that carry several at once have brought them.
-    #[inline(always)]
-    pub fn are_several(&self, direction: usize, bytes: u64) -> bool {
-        self.flows[direction & 1].read.messages_x256(bytes) >= SEVERAL * 256
     }
 
     /// How many messages a write of so many bytes to the multiplexed connection of this number may carry on if others of its

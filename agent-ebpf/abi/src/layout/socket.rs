@@ -222,17 +222,6 @@ impl Socket {
         self.records > RECORDS_OF_OPENING
     }
 
-    /// Takes the oldest arrival that is noted and was not taken: when it was, and how many bytes it brought. `before` is how far
-    /// the connection was read before: there the first one begins, as what came earlier was not noted.
-    #[inline(always)]
-    pub const fn take_noted(&mut self, before: u32) -> (u64, u32) {
-        let taken = self.noted_taken;
-        let (place, last) = (taken as usize % NOTED, taken.wrapping_sub(1) as usize % NOTED);
-        let begin = if taken == 0 { before } else { self.noted_end[last] };
-        self.noted_taken = taken.wrapping_add(1);
-        (self.noted_ns[place], self.noted_end[place].wrapping_sub(begin))
-    }
-
     /// Whether so many bytes, which go the other way than what went before, acknowledge the settings that HTTP/2 begins with
     /// (RFC 9113 3.4): a frame without content among the first messages of a connection.
     #[inline(always)]

@@ -209,18 +209,3 @@ fn what_was_written_on_long_before_more_came_was_no_part_of_a_message() {
     let long_ago = |arrival_ns| set.was_written_long_ago(request, arrival_ns);
     assert_eq!((long_ago(401_000), long_ago(401_001)), (false, true));
 }
-
-#[test]
-fn a_connection_that_brings_the_bytes_of_many_messages_brings_several() {
-    let lane = lane();
-    assert!(!lane.are_several(REQUEST, 1 << 20), "as long as nothing is known of any");
-    let upstream = lane.connect();
-    for round in 1..20 {
-        read_requests(&lane, 8, round * 1_000);
-        for write in 1..=8 {
-            write_request(&lane, upstream, round * 1_000 + write);
-        }
-    }
-    assert!(!lane.are_several(REQUEST, 3 * REQUEST_BYTES));
-    assert!(lane.are_several(REQUEST, 5 * REQUEST_BYTES));
-}
