@@ -75,7 +75,7 @@ impl Bounds {
     /// on each of 16 connections, p99 reads 41 to 54 % short (agent/DECISIONS.md, 34).
     const MULTIPLEXED_CROWD: Self =
         Self { stats: [0.45, 0.45, 0.45, 0.60, f64::INFINITY], ..Self::MULTIPLEXED };
-    /// The same with twice as many connections to a worker: each has settings to acknowledge and so looks as if it carried several
+    /// The same of `HAProxy` with more than twice as many connections to a worker: each has settings to acknowledge and so looks as if it carried several
     /// messages at once; a write to one takes what was read for others. agent/DECISIONS.md, 45.
     const MULTIPLEXED_PACKED: Self =
         Self { stats: [0.60, 0.60, 0.60, 0.75, f64::INFINITY], ..Self::MULTIPLEXED };
@@ -104,7 +104,7 @@ impl Bounds {
                 Self::MIXED
             }
             protocol if protocol.multiplexes() && ambiguous >= AMBIGUOUS_SHARE => {
-                if packed {
+                if packed && cell.proxy == ProxyKind::Haproxy {
                     Self::MULTIPLEXED_PACKED
                 } else if full || cell.proxy.hands_over() {
                     Self::MULTIPLEXED_CROWD
