@@ -6,9 +6,9 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use smp_agent_abi::layout::{
-    Direction, Loss, MOST_STARVED, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES, ROLE_ACCEPTED,
-    SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING, TURN_UNKNOWN,
-    is_empty_frame, is_record,
+    Direction, Loss, MOST_STARVED, MULTIPLEXED, NOTED, OPENING_MESSAGES, OTHERS_WEIGHT, RECORD_BYTES,
+    ROLE_ACCEPTED, SHARED, SHARED_WEIGHT, STARVED_WEIGHT, Socket, TURN_NONE, TURN_OWN, TURN_READING,
+    TURN_UNKNOWN, is_empty_frame, is_record,
 };
 use smp_agent_abi::word::Word as _;
 
@@ -108,11 +108,11 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     // SAFETY: no precondition.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let arrival_ns = take_arrival(tcp, used.socket);
-    if is_multiplexed(used.socket) {
-        return on_batch(tcp, used, before, arrival_ns, now_ns);
-    }
-    if !opening::may_be_message(used.socket, now_ns) {
+    if !is_multiplexed(used.socket) && !opening::may_be_message(used.socket, now_ns) {
         return None;
+    }
+    if is_multiplexed(used.socket) || brings_several(tcp, &mut used, before) {
+        return on_batch(tcp, used, before, arrival_ns, now_ns);
     }
     // Only the first read after a write starts a message: the rest are its continuation.
     if used.socket.turn == TURN_READING && !end_record(&mut used, before, arrival_ns) {
@@ -190,12 +190,38 @@ fn on_read(tcp: *const c_void, mut used: Used<'_>, before: u32) -> Option<()> {
     note_reader(&used)
 }
 
-/// True if what has come on an accepted connection may be a control record: others of its lane carry several messages at once.
+/// Whether a connection on which control records were seen brings as many bytes as several messages of others of its lane that
+/// carry several at once. It is taken to do so too then. Not as it begins: with HTTP/2's preface and settings.
+#[inline(always)]
+fn brings_several(tcp: *const c_void, used: &mut Used<'_>, before: u32) -> bool {
+    let socket = &mut *used.socket;
+    if socket.records == 0 || socket.settled <= OPENING_MESSAGES || socket.owner & SHARED != 0 {
+        return false;
+    }
+    // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
+    let bytes = unsafe { field::<u32>(tcp, &TCP_RCV_NXT) }.wrapping_sub(before);
+    let inbound = u32::from(socket.role != ROLE_ACCEPTED);
+    let several = are_several(socket.lane, inbound, bytes) != 0;
+    if several {
+        socket.multiplexed = MULTIPLEXED;
+    }
+    several
+}
+
+/// [`Lane::are_several`](smp_agent_abi::lane::Lane::are_several) of the lane at `place`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn are_several(place: u32, direction: u32, bytes: u32) -> u32 {
+    lane::at(place).map_or(0, |lane| u32::from(lane.are_several(direction as usize, u64::from(bytes))))
+}
+
+/// True if what has come on an accepted connection may be a control record: others of its lane carry several messages at once. No
+/// longer ones: a request of 120 bytes has the length of seven window updates in a TLS record.
 #[inline(always)]
 fn may_be_record(tcp: *const c_void, lane: &Lane, before: u32) -> bool {
     // SAFETY: `tcp` is what the verifier knows as a `tcp_sock`.
     let bytes = unsafe { field::<u32>(tcp, &TCP_RCV_NXT) }.wrapping_sub(before) as usize;
-    lane.latest[Direction::Request as usize].several.load() != 0 && is_record(bytes, 1)
+    lane.latest[Direction::Request as usize].several.load() != 0 && bytes <= RECORD_BYTES
 }
 
 /// True if what has come on an accepted connection acknowledges the proxy's HTTP/2 settings, which it has just written.
@@ -302,10 +328,8 @@ fn on_batch(tcp: *const c_void, used: Used<'_>, before: u32, arrival_ns: u64, no
         if taken == socket.noted || taken != 0 && !is_new(socket) {
             break;
         }
-        latest_ns = socket.noted_ns[taken as usize % NOTED];
-        let end = |taken: u32| socket.noted_end[taken as usize % NOTED];
-        let bytes = end(taken).wrapping_sub(end(taken.wrapping_sub(1)));
-        socket.noted_taken = taken.wrapping_add(1);
+        let bytes;
+        (latest_ns, bytes) = socket.take_noted(before);
         if let Some(position) = current.lane.push_segment(inbound, latest_ns, now_ns, bytes) {
             first = first.min(position);
             last = position + 1;

@@ -44,8 +44,8 @@ extern "C" fn show(socket: *mut Socket) -> u32 {
 }
 
 /// A write to a connection that carries several messages at once: it takes all that its lane has read, or its share where
-/// others are written to as well. It is none if it has the length of a control record and follows at once on what was read
-/// from that connection.
+/// others are written to as well. It takes none if it goes on with a message: nginx writes a head and then its body. Nor if it
+/// has the length of a control record and follows at once on what was read from that connection.
 #[inline(always)]
 pub fn on_write(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> {
     let current = lane::current(used.socket, used.tgid, used.tid)?;
@@ -57,10 +57,16 @@ pub fn on_write(sk: *const c_void, used: Used<'_>, size: usize) -> Option<()> {
         note_record(used.socket, current.place, size, true);
         return None;
     }
+    if used.socket.turn == TURN_WRITING && size as u64 <= used.socket.unwritten_bytes {
+        used.socket.unwritten_bytes -= size as u64;
+        lane.note_more_written(used.outbound() as usize, size as u64);
+        return None;
+    }
     forget_records(&used, current.place);
     let mut drained = Drained::default();
     drain_for(current.place, used.outbound() as u32, used.socket.id, size as u64, &mut drained);
     let count = drained.singles + drained.batches;
+    used.socket.unwritten_bytes = drained.unwritten;
     let outbound = used.outbound() as usize;
     let latest = &lane.latest[outbound];
     let socket = used.socket;

@@ -13,6 +13,9 @@ use crate::word::Word;
 const MANY_RECORDS: u64 = 4;
 const WRITES_FOR_ONE: u64 = 64;
 
+/// So many bytes as this many messages have are no single one.
+const SEVERAL: u64 = 4;
+
 /// At so many messages the sums are halved.
 const MEMORY: u64 = 4096;
 /// A write after which another connection was written to counts as much as so many that follow their own kind.
@@ -63,6 +66,13 @@ impl<W: Word> Bytes<W> {
 }
 
 impl<W: Word> Flow<W> {
+    /// How many bytes a message may have beyond these: those of all so far, and a quarter more, as messages differ.
+    #[inline(always)]
+    pub(super) fn unwritten(&self, bytes: u64) -> u64 {
+        let one = self.written.bytes.load().checked_div(self.written.messages.load()).unwrap_or(0);
+        (one + (one >> 2)).saturating_sub(bytes)
+    }
+
     /// Forgets what was learned.
     #[inline(always)]
     pub(super) fn forget(&self) {
@@ -120,11 +130,25 @@ impl<W: Word> Lane<W> {
         Some(whole.max(u64::from(begins)))
     }
 
+    /// Whether so many bytes are several messages of those connections that are known to carry several at once.
+    #[inline(always)]
+    pub fn are_several(&self, direction: usize, bytes: u64) -> bool {
+        let direction = direction & 1;
+        self.latest[direction].several.load() != 0
+            && self.flows[direction].read.messages_x256(bytes) >= SEVERAL << 8
+    }
+
+    /// Says that a write of so many bytes goes on with a message that another one has begun.
+    #[inline(always)]
+    pub fn note_more_written(&self, direction: usize, bytes: u64) {
+        self.flows[direction & 1].written.add(bytes, 0);
+    }
+
     /// Says what a write to a multiplexed connection has taken; `shared_out` if others are written to as well, which may
     /// carry on the rest of the last segment.
     #[inline(always)]
     pub(super) fn note_drained(&self, direction: usize, drained: &Drained, shared_out: bool) {
-        let taken = drained.singles + drained.batches;
+        let taken = drained.batches;
         let set = &self.pending[direction];
         if !shared_out || taken == 0 || !set.is_batch(drained.last) {
             self.flows[direction].read.add(0, taken);

@@ -59,12 +59,13 @@ impl<W: Word> Lane<W> {
         self.writing.store(1);
         self.writes[direction].add(1);
         let most = self.most(direction, id, bytes);
-        if most.is_some()
+        if most.is_some_and(|most| most > 0)
             && let Some(claim) = self.rest_of_segment(direction)
         {
             let rest = self.pending[direction].blur(1);
             return Drained {
                 rest,
+                unwritten: self.flows[direction].unwritten(bytes),
                 arrival_ns: claim.arrival_ns,
                 read_ns: claim.read_ns,
                 ..Drained::default()
@@ -82,6 +83,9 @@ impl<W: Word> Lane<W> {
             }
         }
         self.note_drained(direction, &drained, most.is_some());
+        if most.is_some() && drained.singles + drained.batches == 1 {
+            drained.unwritten = self.flows[direction].unwritten(bytes);
+        }
         drained
     }
 

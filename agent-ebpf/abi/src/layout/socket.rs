@@ -187,6 +187,9 @@ pub struct Socket {
     pub certified: u32,
     /// How many messages await their departure together.
     pub drained_count: u32,
+    /// How many bytes more the message may have that the last write to it has begun, if it is multiplexed; 0 if that has begun
+    /// several.
+    pub unwritten_bytes: u64,
     /// Where in its lane the messages of its last read begin, if it is multiplexed.
     pub batch_start: u64,
     /// ... and end.
@@ -222,6 +225,17 @@ impl Socket {
         self.records > RECORDS_OF_OPENING
     }
 
+    /// Takes the oldest arrival that is noted and was not taken: when it was, and how many bytes it brought. `before` is how far
+    /// the connection was read before: there the first one begins, as what came earlier was not noted.
+    #[inline(always)]
+    pub const fn take_noted(&mut self, before: u32) -> (u64, u32) {
+        let taken = self.noted_taken;
+        let (place, last) = (taken as usize % NOTED, taken.wrapping_sub(1) as usize % NOTED);
+        let begin = if taken == 0 { before } else { self.noted_end[last] };
+        self.noted_taken = taken.wrapping_add(1);
+        (self.noted_ns[place], self.noted_end[place].wrapping_sub(begin))
+    }
+
     /// Whether so many bytes, which go the other way than what went before, acknowledge the settings that HTTP/2 begins with
     /// (RFC 9113 3.4): a frame without content among the first messages of a connection.
     #[inline(always)]
@@ -237,7 +251,7 @@ pub const SHARED: u32 = 1 << 31;
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Destination>() == 24);
-    assert!(size_of::<Socket>() == (18 + NOTED) * 8 + (28 + NOTED) * 4);
+    assert!(size_of::<Socket>() == (19 + NOTED) * 8 + (28 + NOTED) * 4);
     // Lines of 64 bytes, the first of which the kernel's own 8 bytes begin.
     assert!(offset_of!(Socket, departing_class) == 56);
     assert!(offset_of!(Socket, start_seq) == 56 + 64);

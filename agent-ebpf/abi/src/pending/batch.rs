@@ -40,6 +40,8 @@ pub struct Drained {
     pub arrival_ns: u64,
     /// ... when it was read.
     pub read_ns: u64,
+    /// How many bytes more the message may have that the write begins; 0 if it begins several.
+    pub unwritten: u64,
     /// Position of the last one taken.
     pub(crate) last: u64,
     /// What the messages are marked with that are its own.

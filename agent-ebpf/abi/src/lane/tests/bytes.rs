@@ -137,6 +137,76 @@ fn the_rest_of_a_segment_is_carried_on_to_other_connections() {
     assert!(right >= 99 * 4 - 4, "{right} of {}", 99 * 4);
 }
 
+/// nginx writes the head of each message and then its body, to a connection of many.
+#[test]
+fn the_body_that_is_written_after_its_head_belongs_to_it() {
+    const HEAD: u64 = 85;
+    const BODY: u64 = 80;
+    let lane = lane();
+    for turn in 1..200u64 {
+        let now_ns = turn * 1000;
+        lane.begin_turn(now_ns, now_ns);
+        lane.push_segment(RESPONSE, now_ns, now_ns + 1, 145).unwrap();
+        let drained = drain(&lane, turn % 8, HEAD);
+        assert_eq!((drained.batches, drained.rest), (1, 0));
+        // The first ones show how long they are.
+        if turn > 4 {
+            assert!(drained.unwritten >= BODY, "{drained:?}");
+            // The message after the next is none of it.
+            assert!(drained.unwritten < BODY + HEAD, "{drained:?}");
+        }
+        lane.note_more_written(RESPONSE, BODY);
+    }
+}
+
+/// What single messages a write takes along says nothing of how many a segment has.
+#[test]
+fn single_messages_do_not_make_those_of_segments_shorter() {
+    let lane = lane();
+    let upstream = lane.connect();
+    for turn in 1..200u64 {
+        let now_ns = turn * 1000;
+        lane.push_response(now_ns, now_ns, upstream, 0).unwrap();
+        lane.push_response(now_ns, now_ns + 1, upstream, 0).unwrap();
+        lane.push_segment(RESPONSE, now_ns, now_ns + 2, RESPONSE_BYTES as u32).unwrap();
+        let taken: u64 = (0..3)
+            .map(|id| {
+                let drained = drain(&lane, id, RESPONSE_BYTES);
+                drained.singles + drained.batches + drained.rest
+            })
+            .sum();
+        assert_eq!(taken, 3, "turn {turn}");
+    }
+}
+
+#[test]
+fn what_is_much_shorter_than_a_message_carries_on_no_rest_of_a_segment() {
+    let lane = lane();
+    for turn in 1..200u64 {
+        let now_ns = turn * 1000;
+        lane.begin_turn(now_ns, now_ns);
+        lane.push_segment(RESPONSE, now_ns, now_ns + 1, 2 * RESPONSE_BYTES as u32).unwrap();
+        drain(&lane, 1, RESPONSE_BYTES);
+        let record = drain(&lane, 2, 13);
+        assert_eq!((record.rest, record.batches), (0, 0));
+        drain(&lane, 3, RESPONSE_BYTES);
+    }
+}
+
+#[test]
+fn bytes_of_several_messages_are_told_from_those_of_one() {
+    let lane = lane();
+    let several = |count| lane.are_several(REQUEST, count * REQUEST_BYTES);
+    assert!(!several(100), "nothing is known");
+    for turn in 1..100u64 {
+        read_requests(&lane, 1, turn * 1000);
+        lane.drain(REQUEST, 9, REQUEST_BYTES, |drained| lane.drain_some(REQUEST, drained));
+    }
+    assert!(!several(4), "none is known to carry several at once");
+    lane.latest[REQUEST].several.store(1, Relaxed);
+    assert!(several(4) && !several(3));
+}
+
 #[test]
 fn a_control_record_left_from_before_does_not_stand_in_for_a_message() {
     const RECORD: u32 = 48;

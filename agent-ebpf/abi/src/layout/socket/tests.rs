@@ -29,3 +29,14 @@ fn settings_are_acknowledged_among_the_first_messages() {
     assert!(socket(OPENING_MESSAGES).acknowledges_settings(9));
     assert!(!socket(OPENING_MESSAGES + 1).acknowledges_settings(9));
 }
+
+#[test]
+fn the_first_segment_that_is_noted_begins_where_its_connection_was_read_to() {
+    const START: u32 = u32::MAX - 100;
+    let mut socket = Socket { noted: 2, ..Socket::default() };
+    socket.noted_ns[..2].copy_from_slice(&[10, 20]);
+    socket.noted_end[..2].copy_from_slice(&[START.wrapping_add(1448), START.wrapping_add(1500)]);
+    assert_eq!(socket.take_noted(START), (10, 1448));
+    assert_eq!(socket.take_noted(START), (20, 52));
+    assert_eq!(socket.noted_taken, socket.noted);
+}
