@@ -6,6 +6,7 @@ mod kernel;
 mod load;
 mod overhead;
 mod result;
+mod scale;
 mod subject;
 
 use std::process::ExitCode;
@@ -19,6 +20,8 @@ pub enum Bench {
     Overhead(overhead::Options),
     /// What the agent takes of an idle node and of a busy one, by how often it reads the kernel's counters
     Drain(drain::Options),
+    /// Whether an event costs the same with many sockets, many proxies, and connections that come and go
+    Scale(scale::Options),
     /// Everything, with the defaults of each
     All,
 }
@@ -31,9 +34,11 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Overhead(options) => overhead::run(options)?,
         Bench::Drain(options) => drain::run(options)?,
+        Bench::Scale(options) => scale::run(options)?,
         Bench::All => {
             overhead::run(&overhead::Options::default())?;
             drain::run(&drain::Options::default())?;
+            scale::run(&scale::Options::default())?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -22,7 +22,7 @@ use bed::proxy::ProxyKind;
 use bed::tools;
 use serde::Serialize;
 
-use crate::{files, setup};
+use crate::{cargo, files, setup};
 use cell::{Outcome, Programs};
 use matrix::Cell;
 pub use options::Options;
@@ -96,7 +96,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         return Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     process::raise_file_limit()?;
-    let programs = Programs::build(options.wire_only, options.may_sleep)?;
+    let programs = Programs::build(options.agent()?, options.may_sleep)?;
     // With `--json`, standard output is for programs.
     let say = |text: &str| if options.json { eprintln!("{text}") } else { println!("{text}") };
 
@@ -146,7 +146,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 /// When something cannot be built.
 pub fn short() -> Result<(u64, u64)> {
     process::raise_file_limit()?;
-    let programs = Programs::build(false, false)?;
+    let programs = Programs::build(Some(cargo::agent()?), false)?;
     let (mut passed, mut failed) = (0, 0);
     for (proxy, protocol) in SHORT {
         let cell = Cell {

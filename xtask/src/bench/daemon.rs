@@ -85,6 +85,12 @@ impl Look {
         sum(self).saturating_sub(sum(earlier))
     }
 
+    /// How often they ran since then.
+    pub fn bpf_runs_since(&self, earlier: &Self) -> u64 {
+        let sum = |look: &Self| look.kernel.programs.values().map(|runs| runs.count).sum::<u64>();
+        sum(self).saturating_sub(sum(earlier))
+    }
+
     /// CPUs that they kept busy since then.
     pub fn bpf_cores_since(&self, earlier: &Self) -> f64 {
         let took = self.at.duration_since(earlier.at);

@@ -87,6 +87,17 @@ pub fn cpu_ns_of(pid: u32) -> Result<u64> {
     Ok(sum_ns)
 }
 
+/// Memory of the kernel's slabs.
+///
+/// # Errors
+/// When `/proc/meminfo` cannot be read.
+pub fn slab_bytes() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("Slab:")).context("no slabs in /proc/meminfo")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+}
+
 /// CPU time that this machine has used, us: by its ticks of 10 ms.
 ///
 /// # Errors

@@ -58,26 +58,38 @@ impl Load<'_> {
     }
 
     fn pace(&self, rate: u32) -> Result<Answered> {
-        let mut command = self.client.command(tools::target().join("release/bed"));
-        command.args([
-            "load",
-            "--protocol=h1",
-            &format!("--target={}", self.target),
-            &format!("--connections={}", self.connections),
-            &format!("--seconds={}", self.seconds),
-            &format!("--rate={rate}"),
-        ]);
-        let said = process::output(&mut command)?;
-        let tally: Tally = serde_json::from_str(&said).with_context(|| format!("the load said:\n{said}"))?;
-        let first_error = tally.first_error.as_deref().unwrap_or("it sent nothing");
-        ensure!(
-            tally.errors == 0 && tally.requests > 0,
-            "the load had {} errors: {first_error}",
-            tally.errors
-        );
+        let seconds = format!("--seconds={}", self.seconds);
+        let tally = own(
+            self.client,
+            self.target,
+            self.connections,
+            &["--protocol=h1", &seconds, &format!("--rate={rate}")],
+        )?;
         let requests_per_second = tally.requests as f64 / tally.seconds;
         Ok(Answered { requests: tally.requests, requests_per_second, took: tally.took })
     }
+}
+
+/// So many requests, each over a connection of its own, so many at once.
+///
+/// # Errors
+/// When one is not answered, or they are not done within ten minutes.
+pub fn churn(client: &Netns, target: SocketAddr, connections: u32, requests: u64) -> Result<()> {
+    let many = format!("--requests={requests}");
+    let tally = own(client, target, connections, &["--protocol=h1-close", "--seconds=600", &many])?;
+    ensure!(tally.requests >= requests, "only {} of {requests} requests were answered", tally.requests);
+    Ok(())
+}
+
+/// The bed's own load.
+fn own(client: &Netns, target: SocketAddr, connections: u32, arguments: &[&str]) -> Result<Tally> {
+    let mut command = client.command(tools::target().join("release/bed"));
+    command.args(["load", &format!("--target={target}"), &format!("--connections={connections}")]);
+    let said = process::output(command.args(arguments))?;
+    let tally: Tally = serde_json::from_str(&said).with_context(|| format!("the load said:\n{said}"))?;
+    let first_error = tally.first_error.as_deref().unwrap_or("it sent nothing");
+    ensure!(tally.errors == 0 && tally.requests > 0, "the load had {} errors: {first_error}", tally.errors);
+    Ok(tally)
 }
 
 fn parse(said: &str) -> Result<Answered> {

@@ -103,13 +103,12 @@ pub(super) struct SeenProxy {
 }
 
 impl Programs {
-    /// Builds them; the agent unless only the packets are asked. The processors stay awake from then on, unless they
-    /// may sleep.
+    /// Builds those that go with this agent; without one only the packets are asked. The processors stay awake from then on,
+    /// unless they may sleep.
     ///
     /// # Errors
     /// When something does not build.
-    pub fn build(wire_only: bool, may_sleep: bool) -> Result<Self> {
-        let agent = if wire_only { None } else { Some(cargo::agent()?) };
+    pub fn build(agent: Option<PathBuf>, may_sleep: bool) -> Result<Self> {
         cargo::run(&["build", "--release", "--package", "smp-agent-tests", "--bins"])?;
         let awake = if may_sleep { None } else { awake() };
         Ok(Self { agent, bed: tools::target().join("release/bed"), _awake: awake })

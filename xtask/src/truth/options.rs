@@ -1,13 +1,15 @@
 //! What can be chosen on the command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bed::netns::Family;
 use bed::protocol::Protocol;
 use bed::proxy::ProxyKind;
 
 use super::matrix::{Axes, Cell};
+use crate::cargo;
 
 /// What is measured unless chosen otherwise.
 const CONNECTIONS: [u32; 3] = [1, 16, 64];
@@ -59,9 +61,27 @@ pub struct Options {
     /// Run no agent: only what the packets say, and nothing is judged
     #[arg(long, conflicts_with = "json")]
     pub wire_only: bool,
+    /// Measure this build of the agent and not the workspace's, to compare two
+    #[arg(long, value_name = "FILE", conflicts_with = "wire_only")]
+    agent: Option<PathBuf>,
 }
 
 impl Options {
+    /// The agent to measure with, built if it is the workspace's; none if only the packets are asked.
+    ///
+    /// # Errors
+    /// When it cannot be built, or the one that is given is not there.
+    pub fn agent(&self) -> Result<Option<PathBuf>> {
+        match &self.agent {
+            _ if self.wire_only => Ok(None),
+            None => cargo::agent().map(Some),
+            Some(file) => file
+                .canonicalize()
+                .map(Some)
+                .with_context(|| format!("cannot find the agent {}", file.display())),
+        }
+    }
+
     /// The combinations to measure.
     ///
     /// # Errors
